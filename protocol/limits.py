@@ -1,0 +1,70 @@
+"""Every bound on what a peer can make us hold, read or do, each with its reason.
+
+One file on purpose: a reviewer who asks "how large can it get?" looks here and nowhere else.
+"""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+"""Version of the wire and of the rules; peers of different versions refuse each other by name."""
+
+ROSTER_PEERS_MAX = 256
+"""Members of one group. Above 64 two grid axes are cheaper (protocol.md §8), 256 is the tested range."""
+
+ENVELOPE_BYTES_MAX = 64 * 1024
+"""One signed message. The largest is a commit of 256 parts: 256 × 34 bytes of digests and some lists."""
+
+CERTIFICATE_BYTES_MAX = 128 * 1024
+"""A header (256 part digests) and 256 signatures of 64 bytes with their indexes."""
+
+MANIFEST_BYTES_MAX = 64 * 1024
+"""The run config: a few dozen fields and at most ROSTER_PEERS_MAX founders of 38 bytes."""
+
+FRAME_BYTES_MAX = 160 * 1024
+"""One length-prefixed frame on a control stream: the largest packet above plus its frame header."""
+
+BLOB_BYTES_MAX = 8 * 1024**3
+"""One raw tensor (a part, an aggregate, a state). A 1-billion-parameter AdamW state has 12 GB; larger
+models arrive with sharded state. The real bound of a transfer is always the exact size expected."""
+
+JOINS_PER_COMMIT_MAX = 8
+"""Newcomers one commit can name: admission is paced, and a flood of identities cannot fill commits."""
+
+CANDIDATES_MAX = 64
+"""Join requests remembered at once; the oldest goes when a newer one comes."""
+
+JOIN_WINDOW_STEPS = 64
+"""A join or leave request is valid for this many steps after the step it names, so it cannot be replayed later."""
+
+BUFFERED_MESSAGES_PER_PEER = 16
+"""Messages of the next step kept for one member that is ahead of us; a step needs seven in its first view."""
+
+WANTS_PER_MESSAGE_MAX = ROSTER_PEERS_MAX
+"""Digests in one request for control messages we lack: at most every commit of a cut."""
+
+CERTIFICATES_PER_RESPONSE_MAX = 64
+"""Certificates in one answer of the chain service; a peer further behind asks again."""
+
+VIEWS_MAX = 1 << 16
+"""Views of one step. Back-off doubles the wait, so an honest swarm never gets near."""
+
+EVIDENCE_MAX = 256
+"""Equivocation proofs kept in memory; one per member is enough to ban (issue: verify, accuse, ban)."""
+
+ADDRESSES_PER_PEER_MAX = 16
+"""Multiaddresses in one DHT record or invite."""
+
+ADDRESS_BYTES_MAX = 256
+"""Text of one multiaddress; IPv6, QUIC, certhash and a relay hop fit."""
+
+DHT_RECORD_BYTES_MAX = 8 * 1024
+"""A signed DHT record: addresses, step, peer id and signature."""
+
+DHT_RECORD_LIFETIME_SECONDS_MAX = 3600.0
+"""Furthest expiry a record may claim; hivemind's own store accepts any."""
+
+DHT_RECORDS_PER_KEY_MAX = 1024
+"""Records kept or returned for one key; four times the largest group."""
+
+PART_ELEMENTS_MIN = 1
+"""A vector must have at least one element for every member of the roster."""
