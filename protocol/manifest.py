@@ -26,11 +26,11 @@ Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 Parameter = int | float | str | bool
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the manifest's sections: immutable, keyword-only, unknown fields refused."""
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the manifest's sections: immutable, unknown fields refused."""
 
 
-class TaskSection(Part):
+class TaskSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is trained. A swarm never ships code: it names an installed task (entry point group `crowdsurf.tasks`)."""
 
     name: Name
@@ -43,7 +43,7 @@ class TaskSection(Part):
     """BLAKE3 digest of the prepared data set; filled in by `create`, compared by every peer at join."""
 
 
-class WorkSection(Part):
+class WorkSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The work unit one contributor computes in one step. It fixes the micro-batching, because floating-point
     sums in another order differ by more than a strict comparison forgives."""
 
@@ -55,7 +55,7 @@ class WorkSection(Part):
     """Autocast precision of forward and backward; parameters and gradients stay float32."""
 
 
-class OptimizerSection(Part):
+class OptimizerSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The outer optimizer, applied identically by every peer to the aggregated gradient. Its state is part of
     the certified state, so momentum needs no trust."""
 
@@ -79,7 +79,7 @@ class OptimizerSection(Part):
     """Learning rate at the end of the decay."""
 
 
-class RuleSection(Part):
+class RuleSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The robust aggregation rule applied to every part."""
 
     name: Name = "centered_clip"
@@ -88,7 +88,7 @@ class RuleSection(Part):
     """Rule parameters; checked by the rule itself."""
 
 
-class DeadlineSection(Part):
+class DeadlineSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds of the adaptive deadlines, in seconds. Inside them a deadline is the median of recent arrivals plus
     `deviations` median absolute deviations."""
 
@@ -106,7 +106,7 @@ class DeadlineSection(Part):
     """Median absolute deviations added to the median."""
 
 
-class Manifest(Part):
+class Manifest(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole run config. `run_id` is the digest of its canonical bytes."""
 
     name: Name
