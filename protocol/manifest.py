@@ -122,7 +122,7 @@ class Manifest(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     optimizer: OptimizerSection
     rule: RuleSection = RuleSection()
     deadlines: DeadlineSection = DeadlineSection()
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     """Seed of the initial parameters and of the first beacon."""
     steps: Count = 0
     """Certified steps after which the run ends; 0 never ends."""
