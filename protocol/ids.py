@@ -47,7 +47,8 @@ def public_key_of(peer: PeerId) -> bytes:
 
 def peer_text(peer: PeerId) -> str:
     """The usual text of a peer id (base58btc, `12D3KooW…`)."""
-    return base58.b58encode(bytes(peer)).decode("ascii")
+    text: bytes = base58.b58encode(bytes(peer))
+    return text.decode("ascii")
 
 
 def peer_from_text(text: str) -> PeerId:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from crowdsurf.protocol import limits, wire
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId, digest, public_key_of
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -128,8 +128,6 @@ class Manifest(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Certified steps after which the run ends; 0 never ends."""
     codec: Annotated[str, msgspec.Meta(pattern="^float32$")] = "float32"
     """How parts travel. Others come with their issue."""
-    peers_min: Annotated[int, msgspec.Meta(ge=1, le=limits.ROSTER_PEERS_MAX)] = 1
-    """Contributors without which no step is proposed (at least a quorum of the roster in any case)."""
     peers_max: Annotated[int, msgspec.Meta(ge=1, le=limits.ROSTER_PEERS_MAX)] = 64
     """Members of the group; join requests beyond it wait."""
     quorum: Annotated[str, msgspec.Meta(pattern="^(majority|two_thirds)$")] = "majority"
@@ -158,8 +156,6 @@ def manifest_problems(manifest: Manifest) -> list[str]:
         problems.append("founders must be distinct")
     if len(manifest.founders) > manifest.peers_max:
         problems.append("there are more founders than peers_max")
-    if manifest.peers_min > manifest.peers_max:
-        problems.append("peers_min must not exceed peers_max")
     for low, high in (("work_seconds_min", "work_seconds_max"), ("transfer_seconds_min", "transfer_seconds_max")):
         if getattr(manifest.deadlines, low) > getattr(manifest.deadlines, high):
             problems.append(f"deadlines.{low} must not exceed deadlines.{high}")

@@ -1,0 +1,110 @@
+"""Views, locks and votes of one step: how one header gets a quorum although proposers come and go.
+
+The idea is the oldest one there is: who votes for a header is locked on it and says so when it asks for the
+next view; a new proposer needs a quorum of such requests, so it meets at least one peer that knows any header
+that may already be certified, and must propose that one again. Every member also judges by the locks it has
+seen itself, which under synchrony covers a quorum that contains liars. SPEC.md §4.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Certificate, Header, ViewChange, header_digest
+
+_HEADERS_PER_VOTER_MAX = 8
+"""Different headers of one step a member's votes are kept for."""
+
+
+class Ballot:
+    """The vote-related state of one member for one step."""
+
+    def __init__(self, peers: tuple[PeerId, ...], quorum: int) -> None:
+        self._indexes = {peer: index for index, peer in enumerate(peers)}
+        self._quorum = quorum
+        self.view = 0
+        self.lock: Header | None = None
+        self.lock_view = 0
+        self.voted_view = -1
+        """Highest view this member has voted in."""
+        self._requests: dict[int, dict[PeerId, ViewChange]] = {}
+        self._votes: dict[bytes, dict[int, tuple[int, bytes]]] = {}
+
+    def lock_on(self, header: Header, view: int) -> None:
+        """Remember the header this member votes for."""
+        self.lock, self.lock_view, self.voted_view = header, view, view
+
+    def request(self, peer: PeerId, view: int, change: ViewChange) -> None:
+        """A member asks for `view`; only its latest request counts."""
+        latest = max((asked for asked, by in self._requests.items() if peer in by), default=-1)
+        if view <= latest:
+            return
+        self._requests.get(latest, {}).pop(peer, None)
+        self._requests.setdefault(view, {})[peer] = change
+
+    def requests_for(self, view: int) -> int:
+        """Members that asked for this view or a later one."""
+        return sum(len(by) for asked, by in self._requests.items() if asked >= view)
+
+    def may_propose(self) -> bool:
+        """Whether this view's proposer may speak: at once in view 0, later with a quorum of requests."""
+        return self.view == 0 or self.requests_for(self.view) >= self._quorum
+
+    def view_to_join(self) -> int | None:
+        """A later view asked for by so many that at least one of them is honest, if there is one."""
+        needed = len(self._indexes) - self._quorum + 1
+        later = [view for view in self._requests if view > self.view and self.requests_for(view) >= needed]
+        return max(later, default=None)
+
+    def strongest_lock(self, believable: Callable[[Header], bool]) -> Header | None:
+        """The header that must be proposed again: the lock of the highest view this member knows of.
+
+        Its own lock counts as it is; somebody else's only if `believable` (complete and correct as far as this
+        member can check), or a liar could block a step by naming a header nobody can verify.
+        """
+        locks = [(self.lock_view, self.lock)] if self.lock is not None else []
+        for by in self._requests.values():
+            locks += [
+                (change.lock_view, change.lock)
+                for change in by.values()
+                if change.lock is not None and believable(change.lock)
+            ]
+        if not locks:
+            return None
+        highest = max(view for view, _ in locks)
+        # Two locks of one view need a proposer that signed twice; any fixed choice between them will do.
+        return min((header for view, header in locks if view == highest), key=header_digest)
+
+    def reported_locks(self) -> list[tuple[PeerId, Header]]:
+        """Headers others say they are locked on, with who said so."""
+        return [
+            (peer, change.lock)
+            for by in self._requests.values()
+            for peer, change in by.items()
+            if change.lock is not None
+        ]
+
+    def vote(self, peer: PeerId, view: int, name: bytes, signature: bytes) -> None:
+        """Record a member's vote for the header with this digest."""
+        index = self._indexes[peer]
+        cast = sum(1 for voters in self._votes.values() if index in voters)
+        voters = self._votes.setdefault(name, {})
+        if index in voters or cast < _HEADERS_PER_VOTER_MAX:
+            voters[index] = (view, signature)
+
+    def voters(self, name: bytes) -> set[int]:
+        """Member indexes that voted for the header with this digest."""
+        return set(self._votes.get(name, ()))
+
+    def elected(self) -> Digest | None:
+        """The digest of a header that has a quorum of votes."""
+        for name, voters in self._votes.items():
+            if len(voters) >= self._quorum:
+                return Digest(name)
+        return None
+
+    def certificate(self, header: Header) -> Certificate:
+        """The certificate of an elected header."""
+        voters = self._votes[header_digest(header)]
+        return Certificate(header, tuple((index, *voters[index]) for index in sorted(voters)))

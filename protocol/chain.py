@@ -1,0 +1,126 @@
+"""The chain of certified steps: what a certificate must satisfy, and what follows from it.
+
+The idea: `Chain` is the whole memory the rules need of the past: the next step's number, the digest of the
+last header, the roster and the beacon. `extend` is the only way forward, the same for a live member, a late
+joiner and `crowdsurf verify`. SPEC.md §3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crowdsurf.protocol import assignment, limits, wire
+from crowdsurf.protocol.beacon import first_beacon, next_beacon
+from crowdsurf.protocol.envelope import Slot, Verify, signed_bytes
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.manifest import Manifest, run_id_of
+from crowdsurf.protocol.messages import Certificate, Header, Kind, Vote, header_digest, indexes_of, payload_digest
+from crowdsurf.protocol.roster import Roster, founding_roster, next_roster, quorum_of
+
+
+class Head(NamedTuple):
+    """Everything the next step starts from."""
+
+    step: int
+    """Number of the next step; also the count of certified steps."""
+    previous: Digest
+    """Digest of the last header (of the run id before step 0)."""
+    roster: Roster
+    beacon: Digest
+
+
+def genesis(manifest: Manifest) -> Head:
+    """The head before step 0."""
+    run_id = run_id_of(manifest)
+    return Head(0, digest("genesis", run_id), founding_roster(manifest.founders), first_beacon(run_id))
+
+
+def following_roster(head: Head, header: Header, missed_steps_max: int) -> Roster:
+    """The roster a header leads to."""
+    contributors = tuple(indexes_of(header.contributors))
+    duties = assignment.aggregators(head.beacon, contributors, len(head.roster))
+    return next_roster(head.roster, header, duties, missed_steps_max)
+
+
+def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
+    """Check everything about a header that follows from the chain alone; return the next roster.
+
+    Raises Refusal(BAD_OUTCOME). What needs the step's messages (the cut, the aggregates, who was named by the
+    commits) is checked by those who vote, in `step.py`.
+    """
+    size = len(head.roster)
+    contributors = indexes_of(header.contributors)
+    members = set(head.roster.peers)
+    problems = {
+        "the step number": header.step != head.step,
+        "the previous header": header.previous != head.previous,
+        "the roster": header.roster != head.roster.digest,
+        "the number of parts": len(header.parts) != size,
+        "the number of nonces": len(header.nonces) != size,
+        "a digest's length": any(len(item) not in (0, 32) for item in header.parts + header.nonces),
+        "the contributors": not _contributors_ok(contributors, header, manifest, size),
+        "the nonces": any(nonce and index not in contributors for index, nonce in enumerate(header.nonces)),
+        "the beacon": header.beacon != next_beacon(head.beacon, header.nonces),
+        "who joined": not _sorted_distinct(header.joined) or bool(members & set(header.joined)),
+        "who left": not _sorted_distinct(header.left) or not set(header.left) <= members,
+    }
+    wrong = [name for name, failed in problems.items() if failed]
+    if wrong:
+        raise Refusal(Code.BAD_OUTCOME, f"the header of step {header.step} has the wrong {' and '.join(wrong)}")
+    roster = following_roster(head, header, manifest.missed_steps_max)
+    if roster.digest != header.next_roster or len(roster) > limits.ROSTER_PEERS_MAX:
+        raise Refusal(Code.BAD_OUTCOME, f"the header of step {header.step} has the wrong next roster")
+    return roster
+
+
+def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest, size: int) -> bool:
+    enough = len(contributors) >= max(1, quorum_of(size, manifest.quorum))
+    return enough and contributors[-1] < size and len(header.contributors) == (size + 7) // 8
+
+
+def _sorted_distinct(peers: tuple[bytes, ...]) -> bool:
+    return list(peers) == sorted(set(peers))
+
+
+def vote_message(run_id: bytes, header: Header, view: int, peer: bytes) -> bytes:
+    """The bytes a member's vote for a header in a view signs."""
+    name = payload_digest(wire.pack(Vote(header_digest(header))))
+    return signed_bytes(limits.PROTOCOL_VERSION, run_id, Slot(header.step, view, Kind.VOTE, b""), name, peer)
+
+
+class Chain:
+    """A verified chain of certified steps, advanced one certificate at a time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.run_id = run_id_of(manifest)
+        self.head = genesis(manifest)
+
+    def check(self, certificate: Certificate, verify: Verify) -> Head:
+        """The head after this certificate. Raises Refusal (STALE, FUTURE, BAD_OUTCOME, BAD_CERTIFICATE)."""
+        header, head = certificate.header, self.head
+        if header.step < head.step:
+            raise Refusal(Code.STALE, f"step {header.step} is certified already")
+        if header.step > head.step:
+            raise Refusal(Code.FUTURE, f"the next step is {head.step}, not {header.step}")
+        roster = check_header(head, header, self.manifest)
+        self._check_votes(certificate, verify)
+        return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon))
+
+    def extend(self, certificate: Certificate, verify: Verify) -> None:
+        """Append a certificate. Raises Refusal as `check` does; the chain is unchanged then."""
+        self.head = self.check(certificate, verify)
+
+    def _check_votes(self, certificate: Certificate, verify: Verify) -> None:
+        header, roster = certificate.header, self.head.roster
+        indexes = [index for index, _, _ in certificate.votes]
+        if indexes != sorted(set(indexes)) or indexes[-1] >= len(roster):
+            raise Refusal(Code.BAD_CERTIFICATE, "votes must come from distinct members, by rising index")
+        needed = quorum_of(len(roster), self.manifest.quorum)
+        if len(indexes) < needed:
+            raise Refusal(Code.BAD_CERTIFICATE, f"{len(indexes)} votes where {needed} are needed")
+        for index, view, signature in certificate.votes:
+            peer = roster.peers[index]
+            if not verify(peer, vote_message(self.run_id, header, view, peer), signature):
+                raise Refusal(Code.BAD_CERTIFICATE, f"the vote of member {index} is not signed by it")

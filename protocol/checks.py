@@ -1,0 +1,75 @@
+"""What a single message of a step must satisfy, given what everyone knows about the step.
+
+The idea: one function per kind, each raising a named refusal, none changing anything; whether a message is
+*timely* or *useful* is the step machine's question. SPEC.md §4.
+"""
+
+from __future__ import annotations
+
+from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Reveal, indexes_of
+from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.transcript import Transcript
+
+
+def check_commit(facts: StepFacts, commit: Commit) -> None:
+    """R-4.2: same chain, same state, one part per member, named peers sorted. Raises Refusal."""
+    if commit.previous != facts.head.previous:
+        raise Refusal(Code.WRONG_CHAIN, "the commit builds on another header")
+    if commit.state != facts.state:
+        raise Refusal(Code.BAD_COMMIT, "the commit starts from another state")
+    if len(commit.parts) != len(facts.peers):
+        raise Refusal(Code.BAD_COMMIT, f"{len(commit.parts)} parts where the roster has {len(facts.peers)} members")
+    for names in (commit.joins, commit.leaves):
+        if list(names) != sorted(set(names)):
+            raise Refusal(Code.BAD_COMMIT, "named peers must be sorted and distinct")
+
+
+def check_proposer(sender: PeerId, view: int, proposer: PeerId) -> None:
+    """R-4.3: only the view's proposer proposes. Raises Refusal."""
+    if sender != proposer:
+        raise Refusal(Code.WRONG_PROPOSER, f"view {view} is not this member's to propose in")
+
+
+def check_cut(facts: StepFacts, cut: Cut) -> None:
+    """R-4.3: the cut belongs here and has commits of a quorum of distinct members. Raises Refusal."""
+    indexes = [index for index, _ in cut.commits]
+    if cut.previous != facts.head.previous:
+        raise Refusal(Code.WRONG_CHAIN, "the cut builds on another header")
+    if indexes != sorted(set(indexes)) or indexes[-1] >= len(facts.peers):
+        raise Refusal(Code.BAD_PROPOSAL, "commits must come from distinct members, by rising index")
+    quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
+    if len(indexes) < quorum:
+        raise Refusal(Code.BAD_PROPOSAL, f"{len(indexes)} commits where {quorum} are needed")
+
+
+def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, aggregate: Aggregate) -> None:
+    """R-4.5: the part is the sender's to aggregate and includes only members of the cut. Raises Refusal.
+
+    A cut that was not heard yet cannot be checked against; whoever uses the aggregate asks again by sender.
+    """
+    if opened.envelope.subject != aggregate.cut + aggregate.part.to_bytes(2, "big"):
+        raise Refusal(Code.BAD_AGGREGATE, "the slot does not name the cut and the part")
+    if aggregate.part >= len(facts.peers):
+        raise Refusal(Code.BAD_AGGREGATE, f"there is no part {aggregate.part}")
+    cut = transcript.cut(aggregate.cut)
+    if cut is None:
+        return
+    if facts.duties(cut)[aggregate.part] != opened.sender:
+        raise Refusal(Code.BAD_AGGREGATE, f"part {aggregate.part} is not this member's to aggregate")
+    included = indexes_of(aggregate.included)
+    if not included or not set(included) <= {index for index, _ in cut.commits}:
+        raise Refusal(Code.BAD_AGGREGATE, "it includes parts of members that are not in the cut")
+
+
+def check_reveal(transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:
+    """R-4.6: the nonce is the one the sender committed to. Raises Refusal."""
+    commit = transcript.commit_of(sender)
+    if commit is None:
+        raise Refusal(Code.FUTURE, "a nonce without a commit")
+    if nonce_digest(reveal.nonce) != commit.nonce_digest:
+        raise Refusal(Code.BAD_REVEAL, "the nonce is not the one committed to")

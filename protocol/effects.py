@@ -1,0 +1,207 @@
+"""What a node wants done: the outputs of `Node.handle`, carried out by the shell in order.
+
+Order matters in one place: a `Persist` effect must be durable before any later effect of the same list is
+carried out, because it records what the later ones send (SPEC R-2.6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Certificate, Envelope, Header
+
+
+@dataclass(frozen=True, slots=True)
+class PersistSigned:
+    """Journal a message of ours, durably, before it is sent."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class PersistLock:
+    """Journal the header we are about to vote for and its view, durably, before the vote is sent."""
+
+    header: Header
+    view: int
+
+
+@dataclass(frozen=True, slots=True)
+class PersistCertificate:
+    """Journal a certified step."""
+
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class SendEnvelope:
+    """Send a signed message (ours or forwarded) to some peers."""
+
+    to: tuple[PeerId, ...]
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class SendCertificates:
+    """Send certified steps to some peers, from `first_step` on; older than memory come from the journal."""
+
+    to: tuple[PeerId, ...]
+    certificates: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendWant:
+    """Ask a peer to forward signed messages we lack."""
+
+    to: PeerId
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestChain:
+    """Fetch certificates from `first_step` on from a peer; answered by ChainReceived or ChainFailed."""
+
+    peer: PeerId
+    first_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestState:
+    """Fetch a whole certified state from one of the peers; answered by StateReady when it is loaded."""
+
+    candidates: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectPart:
+    """Accept the blob of a contributor's part into the inbox of a part we aggregate."""
+
+    step: int
+    part: int
+    member: int
+    digest: Digest
+    blob_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectAggregate:
+    """Accept the blob of an aggregated part."""
+
+    step: int
+    part: int
+    digest: Digest
+    blob_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlob:
+    """Push a blob we hold to some peers."""
+
+    to: tuple[PeerId, ...]
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlob:
+    """Pull an expected blob from the first candidate that has it."""
+
+    candidates: tuple[PeerId, ...]
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeWork:
+    """Compute the work unit of a step: gradient at the current state for `seed`, cut into `parts` parts."""
+
+    step: int
+    seed: Digest
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWork:
+    """The step goes on without this peer's work unit."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatePart:
+    """Apply the manifest's rule to these parts: (member index, blob digest), by rising index."""
+
+    step: int
+    cut: Digest
+    part: int
+    inputs: tuple[tuple[int, Digest], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyUpdate:
+    """Apply a certified step to the state: one blob digest per part, empty for a void part. Answered by
+    StateReady(step + 1)."""
+
+    step: int
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something a peer sent was refused; for logs, metrics and scores."""
+
+    peer: PeerId
+    code: Code
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepCertified:
+    """For people: a step is certified. Losses are those the contributors committed to, by member index."""
+
+    step: int
+    contributors: tuple[PeerId, ...]
+    void_parts: int
+    view: int
+    mean_loss: float | None
+    joined: tuple[PeerId, ...]
+    left: tuple[PeerId, ...]
+    roster: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """The peers to stay connected to are now these (members and, for members, candidates)."""
+
+    peers: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over for this peer, in order: its last step is certified, or it has left the roster."""
+
+    reason: str
+
+
+Effect = (
+    PersistSigned
+    | PersistLock
+    | PersistCertificate
+    | SendEnvelope
+    | SendCertificates
+    | SendWant
+    | RequestChain
+    | RequestState
+    | ExpectPart
+    | ExpectAggregate
+    | SendBlob
+    | FetchBlob
+    | ComputeWork
+    | CancelWork
+    | AggregatePart
+    | ApplyUpdate
+    | Refused
+    | StepCertified
+    | RosterChanged
+    | Finished
+)

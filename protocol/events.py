@@ -1,0 +1,155 @@
+"""What can happen to a node: the inputs of `Node.handle`. Frozen values; behaviour never lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Certificate, Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class StateReady:
+    """The compute side holds the state before `step` (initial, loaded from disk, or fetched from a peer)."""
+
+    step: int
+    digest: Digest
+    source: PeerId | None = None
+    """The peer it was fetched from; None for a state of our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateFailed:
+    """`RequestState` found nobody that could serve a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateLost:
+    """The compute worker died and its state with it; a `StateReady` for some earlier step may follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeReceived:
+    """A signed message came in; `source` is the peer that handed it over, not always its sender."""
+
+    source: PeerId
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateReceived:
+    """A certificate was pushed by a peer."""
+
+    source: PeerId
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class WantReceived:
+    """A peer asks for signed messages by payload digest."""
+
+    source: PeerId
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReceived:
+    """Answer to `RequestChain`: certificates in rising order, possibly none."""
+
+    source: PeerId
+    certificates: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFailed:
+    """`RequestChain` found nobody, or its peer broke off."""
+
+    source: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class BlobArrived:
+    """Bytes with this digest are held now; the shell has checked digest and length."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFailed:
+    """`FetchBlob` asked every candidate in vain."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """The work unit of `step` is computed; its parts are held as blobs."""
+
+    step: int
+    parts: tuple[Digest, ...]
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed:
+    """The work unit of `step` could not be computed; this peer is not in the step."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartAggregated:
+    """The aggregate of a part is computed and held as a blob; `included` are the member indexes that went in."""
+
+    step: int
+    cut: Digest
+    part: int
+    digest: Digest
+    included: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """The connection to a peer broke. A hint for liveness, never a verdict."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSeen:
+    """A connection to a peer exists (again)."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveAsked:
+    """The user wants this peer to leave in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline that `Node.next_deadline` named has passed (or time simply went on)."""
+
+
+Event = (
+    StateReady
+    | StateFailed
+    | StateLost
+    | EnvelopeReceived
+    | CertificateReceived
+    | WantReceived
+    | ChainReceived
+    | ChainFailed
+    | BlobArrived
+    | BlobFailed
+    | WorkDone
+    | WorkFailed
+    | PartAggregated
+    | PeerGone
+    | PeerSeen
+    | LeaveAsked
+    | Tick
+)

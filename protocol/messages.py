@@ -1,0 +1,203 @@
+"""What peers say to each other: frozen structures that are valid once they exist.
+
+The idea: seven signed kinds make a step, two more change the roster, and two unsigned packets help a peer
+that lacks something. Every field is bounded here, so later code never asks "how long can this be?"; rules
+that need the roster or the step live where those are known (`step.py`, `chain.py`). SPEC.md §2.
+
+Numbers 16 to 31 of `Kind` are kept for the verification messages (projections, findings, accusations,
+attestations, verdicts) that come with their own issue.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES, SIGNATURE_BYTES, Digest, digest
+
+DigestBytes = Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+OptionalDigest = Annotated[bytes, msgspec.Meta(max_length=DIGEST_BYTES)]
+PeerBytes = Annotated[bytes, msgspec.Meta(min_length=PEER_ID_BYTES, max_length=PEER_ID_BYTES)]
+SignatureBytes = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+Step = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+View = Annotated[int, msgspec.Meta(ge=0, lt=limits.VIEWS_MAX)]
+MemberIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.ROSTER_PEERS_MAX)]
+Bitmap = Annotated[bytes, msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX // 8)]
+PeerList = Annotated[tuple[PeerBytes, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)]
+NamedPeers = Annotated[tuple[PeerBytes, ...], msgspec.Meta(max_length=limits.JOINS_PER_COMMIT_MAX)]
+
+
+class Kind(enum.IntEnum):
+    """Kinds of signed messages; with step, view and subject the kind makes the slot that is signed once."""
+
+    COMMIT = 1
+    PROPOSAL = 2
+    AGGREGATE = 3
+    REVEAL = 4
+    OUTCOME = 5
+    VOTE = 6
+    VIEW_CHANGE = 7
+    JOIN = 8
+    LEAVE = 9
+
+
+class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A contributor binds itself to its work before it sees anybody else's (BTARD, message 1)."""
+
+    previous: DigestBytes
+    """Digest of the header this step builds on."""
+    state: DigestBytes
+    """Digest of the state the gradient was computed from."""
+    parts: Annotated[tuple[DigestBytes, ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)]
+    """Blob digest of every part of the gradient, one part per roster member."""
+    nonce_digest: DigestBytes
+    """Digest of the random nonce revealed later for the beacon."""
+    loss: float
+    """Mean training loss of the work unit, in nats; shown to people, decides nothing."""
+    samples: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+    """Samples in the work unit; shown to people, decides nothing."""
+    joins: NamedPeers = ()
+    """Peers whose join request this contributor has seen, sorted."""
+    leaves: NamedPeers = ()
+    """Members whose leave message this contributor has seen, sorted."""
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The list of commits that make up a step. It names neither view nor proposer, so that the next proposer
+    can propose the same cut and everything exchanged for it stays good."""
+
+    previous: DigestBytes
+    commits: Annotated[
+        tuple[tuple[MemberIndex, DigestBytes], ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)
+    ]
+    """(member index, payload digest of its commit), by rising index."""
+
+
+class Aggregate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An aggregator binds itself to the aggregate of one part."""
+
+    cut: DigestBytes
+    part: MemberIndex
+    digest: DigestBytes
+    """Blob digest of the aggregate."""
+    included: Bitmap
+    """Members whose part went in."""
+
+
+class Reveal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A contributor opens its nonce, once it holds the aggregates of the cut or has given up on them."""
+
+    cut: DigestBytes
+    nonce: DigestBytes
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A step's outcome. With signatures of a quorum it is a certificate. Verdicts join it with their issue."""
+
+    step: Step
+    previous: DigestBytes
+    roster: DigestBytes
+    state: DigestBytes
+    """State digest before the step."""
+    cut: DigestBytes
+    contributors: Bitmap
+    parts: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)]
+    """Blob digest of every aggregated part; empty = void (zero update)."""
+    nonces: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)]
+    """Revealed nonce of every member; empty = not a contributor or not revealed."""
+    beacon: DigestBytes
+    joined: PeerList
+    left: PeerList
+    next_roster: DigestBytes
+
+
+class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member signs a header: its digest. Quorum of these = certificate."""
+
+    header: DigestBytes
+
+
+class ViewChange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member gives up on a view and asks for the next one, naming the header it is locked on, if any."""
+
+    lock: Header | None
+    lock_view: View
+
+
+class Join(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A newcomer asks to enter the roster. The envelope's step and signature say all there is to say."""
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member says goodbye."""
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A signed message. (step, view, kind, subject) is the sender's slot, signed at most once."""
+
+    version: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    run_id: DigestBytes
+    step: Step
+    view: View
+    kind: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    subject: Annotated[bytes, msgspec.Meta(max_length=64)]
+    payload: Annotated[bytes, msgspec.Meta(max_length=limits.ENVELOPE_BYTES_MAX)]
+    sender: PeerBytes
+    signature: SignatureBytes
+
+
+class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A header and the votes of a quorum: (member index, view, signature) by rising index. Self-proving, so it
+    travels unsigned."""
+
+    header: Header
+    votes: Annotated[
+        tuple[tuple[MemberIndex, View, SignatureBytes], ...],
+        msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX),
+    ]
+
+
+class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Unsigned: please forward the signed messages with these payload digests."""
+
+    digests: Annotated[tuple[DigestBytes, ...], msgspec.Meta(min_length=1, max_length=limits.WANTS_PER_MESSAGE_MAX)]
+
+
+Payload = Commit | Cut | Aggregate | Reveal | Header | Vote | ViewChange | Join | Leave
+
+PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
+    Kind.COMMIT: Commit,
+    Kind.PROPOSAL: Cut,
+    Kind.AGGREGATE: Aggregate,
+    Kind.REVEAL: Reveal,
+    Kind.OUTCOME: Header,
+    Kind.VOTE: Vote,
+    Kind.VIEW_CHANGE: ViewChange,
+    Kind.JOIN: Join,
+    Kind.LEAVE: Leave,
+}
+
+
+def payload_digest(payload: bytes) -> Digest:
+    """The digest that names a payload: a commit in a cut, a cut in a part's aggregate, a header in a vote."""
+    return digest("payload", payload)
+
+
+def header_digest(header: Header) -> Digest:
+    """The name of a header; equals the payload digest of the message that proposes it."""
+    return payload_digest(wire.pack(header))
+
+
+def bitmap_of(indexes: set[int] | frozenset[int] | list[int], length: int) -> bytes:
+    """`length` bits, least significant first; bit i is set for every i in `indexes`."""
+    value = sum(1 << index for index in set(indexes))
+    return value.to_bytes((length + 7) // 8, "little")
+
+
+def indexes_of(bitmap: bytes) -> list[int]:
+    """The set bits of a bitmap, rising."""
+    value = int.from_bytes(bitmap, "little")
+    return [index for index in range(value.bit_length()) if value >> index & 1]

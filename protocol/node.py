@@ -1,0 +1,448 @@
+"""A node: everything a peer decides, as `handle(event, now) -> effects` and `next_deadline()`.
+
+The idea: this file composes the machines (chain, step, catch-up, membership) and routes events to them; it has
+no rule of its own beyond which message may reach which machine. It never waits, sleeps, reads a clock or draws
+a number, so the live daemon, the simulator and a unit test drive the very same object. SPEC.md is its map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from crowdsurf.protocol import events, limits
+from crowdsurf.protocol.catchup import CatchUp
+from crowdsurf.protocol.chain import Chain
+from crowdsurf.protocol.effects import (
+    CancelWork,
+    Effect,
+    Finished,
+    PersistCertificate,
+    PersistSigned,
+    Refused,
+    RequestChain,
+    RosterChanged,
+    SendCertificates,
+    SendEnvelope,
+    StepCertified,
+)
+from crowdsurf.protocol.envelope import (
+    Equivocation,
+    Opened,
+    Signer,
+    Slot,
+    Verify,
+    open_envelope,
+    seal,
+)
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.events import Event
+from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.membership import Membership
+from crowdsurf.protocol.messages import (
+    Certificate,
+    Commit,
+    Envelope,
+    Header,
+    Join,
+    Kind,
+    Leave,
+    Payload,
+    indexes_of,
+)
+from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.step import StepMachine, timing_of
+
+_VIEWLESS = frozenset({Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE})
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a journal gives back after a restart."""
+
+    certificates: Iterable[Certificate] = ()
+    signed: list[Envelope] = field(default_factory=list)
+    """Messages of ours that may have been sent."""
+    locks: list[tuple[Header, int]] = field(default_factory=list)
+
+
+class Node:
+    """One peer's rules. Drive it with `handle` and `next_deadline`; see `events.py` and `effects.py`."""
+
+    def __init__(self, manifest: Manifest, signer: Signer, verify: Verify, elements: int) -> None:
+        self.manifest = manifest
+        self.chain = Chain(manifest)
+        self.me = signer.peer_id
+        self.machine: StepMachine | None = None
+        self.catch_up = CatchUp(elements)
+        self.membership = Membership(manifest)
+        self.evidence: list[Equivocation] = []
+        self.finished = False
+        self._signer = signer
+        self._verify = verify
+        self._elements = elements
+        self._timing = timing_of(manifest)
+        self._early: dict[PeerId, list[Envelope]] = {}
+        self._gone: set[PeerId] = set()
+        self._helped: set[PeerId] = set()
+        self._late_voters: set[PeerId] = set()
+        self._ahead: dict[PeerId, int] = {}
+        self._chain_asked_until: float | None = None
+        self._announce_at: float | None = None
+        self._recovered = Recovered()
+        self._leaving = False
+        self._effects: list[Effect] = []
+
+    # --- the whole interface -----------------------------------------------------------------------------
+
+    def restore(self, recovered: Recovered) -> None:
+        """Rebuild the past from a journal, before any event. Raises Refusal if the chain in it is not valid."""
+        for certificate in recovered.certificates:
+            self.chain.extend(certificate, self._verify)
+            self.catch_up.remember(certificate)
+        self._recovered = recovered
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; `now` is in seconds of any clock that never goes back. Raises nothing a peer can cause."""
+        if self.finished:
+            return []
+        self._dispatch(event, now)
+        if self.machine is not None:
+            self._collect(now)
+        self._progress(now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When `handle(Tick(), now)` is due although nothing happened; None if nothing is waited for."""
+        announce_at = self._announce_at if self.catch_up.step == self._step else None
+        times = [announce_at, self._chain_asked_until]
+        if self.machine is not None:
+            times.append(self.machine.next_deadline())
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this peer is in the roster of the current step."""
+        return self.me in self.chain.head.roster.indexes
+
+    # --- dispatch ----------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: Event, now: float) -> None:
+        machine = self.machine
+        if isinstance(event, events.EnvelopeReceived):
+            self._guard(event.source, lambda: self._on_envelope(event.source, event.envelope, now))
+        elif isinstance(event, events.CertificateReceived):
+            self._guard(event.source, lambda: self._on_certificates(event.source, (event.certificate,), now))
+        elif isinstance(event, events.ChainReceived):
+            self._chain_asked_until = None
+            self._ahead.pop(event.source, None)
+            self._guard(event.source, lambda: self._on_certificates(event.source, event.certificates, now))
+        elif isinstance(event, events.ChainFailed):
+            self._chain_asked_until = None
+            self._ahead.pop(event.source, None)
+        elif isinstance(event, events.WantReceived):
+            self._on_want(event)
+        elif isinstance(event, events.PeerGone):
+            self._gone.add(event.peer)
+        elif isinstance(event, events.PeerSeen):
+            self._gone.discard(event.peer)
+        elif isinstance(event, events.LeaveAsked):
+            self._leaving = True
+            self._announce_at = now
+        elif isinstance(event, events.BlobArrived):
+            self.catch_up.on_blob(event.digest)
+            if machine is not None:
+                machine.on_blob(event.digest, now)
+        elif isinstance(event, events.BlobFailed):
+            self._effects += self.catch_up.blob_failed(event.digest, self._reachable())
+        elif machine is not None and isinstance(event, events.WorkDone) and event.step == self._step:
+            machine.on_work_done(event, now)
+        elif machine is not None and isinstance(event, events.PartAggregated) and event.step == self._step:
+            machine.on_part_aggregated(event, now)
+        else:
+            self._on_state(event)
+        if self.machine is not None:
+            self.machine.advance(now)
+
+    def _on_state(self, event: Event) -> None:
+        if isinstance(event, events.StateReady):
+            fetched = event.source is not None
+            taken = self.catch_up.accept_state(event.step, event.digest, fetched, self._step)
+            if not taken and event.source is not None:
+                self._refuse(event.source, Refusal(Code.WRONG_DIGEST, "the state it served is not the certified one"))
+        elif isinstance(event, events.StateFailed):
+            self.catch_up.state_failed()
+        elif isinstance(event, events.StateLost):
+            self.catch_up.lose_state()
+            self._drop_machine()
+
+    def _guard(self, source: PeerId, action: object) -> None:
+        """Run an action on a peer's input; a refusal becomes an effect."""
+        try:
+            action()  # type: ignore[operator]
+        except Refusal as refusal:
+            self._refuse(source, refusal)
+
+    def _refuse(self, peer: PeerId, refusal: Refusal) -> None:
+        if refusal.code is not Code.DUPLICATE:
+            self._effects.append(Refused(peer, refusal.code, refusal.detail))
+
+    # --- messages ----------------------------------------------------------------------------------------
+
+    def _on_envelope(self, source: PeerId, envelope: Envelope, now: float) -> None:
+        self._gone.discard(source)
+        if envelope.run_id != self.chain.run_id:
+            raise Refusal(Code.WRONG_RUN, "the message belongs to another run")
+        if envelope.kind in (Kind.JOIN, Kind.LEAVE):
+            self._on_membership(open_envelope(envelope, self.chain.run_id, self._verify), now)
+            return
+        if envelope.step < self._step:
+            self._on_late(source, envelope)
+            return
+        sender = PeerId(envelope.sender)
+        if envelope.step > self._step or self.machine is None:
+            self._keep_early(source, envelope)
+            return
+        if sender not in self.chain.head.roster.indexes:
+            raise Refusal(Code.NOT_MEMBER, "the sender is not in the roster of this step")
+        self._on_step_message(envelope, now)
+
+    def _on_step_message(self, envelope: Envelope, now: float) -> None:
+        if self.machine is None:
+            return
+        opened = open_envelope(envelope, self.chain.run_id, self._verify)
+        _check_slot_form(envelope)
+        conflict = self.machine.transcript.check_slot(opened)
+        if conflict is not None:
+            if isinstance(opened.payload, Commit):
+                self.machine.transcript.add_conflicting(opened)
+            if len(self.evidence) < limits.EVIDENCE_MAX:
+                self.evidence.append(conflict)
+            raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
+        self.machine.on_message(opened, now)
+
+    def _keep_early(self, source: PeerId, envelope: Envelope) -> None:
+        """A member is ahead of us: keep its messages for the next step, and remember to ask it for the chain."""
+        if envelope.sender != source:
+            raise Refusal(Code.FUTURE, f"forwarded from step {envelope.step}, which is not known here yet")
+        if source not in self.chain.head.roster.indexes and envelope.step == self._step:
+            raise Refusal(Code.NOT_MEMBER, "the sender is not in the roster of this step")
+        if envelope.step > self._step and len(self._ahead) < limits.ROSTER_PEERS_MAX:
+            self._ahead[source] = envelope.step
+        if envelope.step > self._step + 1:
+            raise Refusal(Code.FUTURE, f"step {envelope.step} is not known here yet")
+        if source not in self._early and len(self._early) >= limits.ROSTER_PEERS_MAX:
+            raise Refusal(Code.QUEUE_FULL, "too many peers are ahead")
+        kept = self._early.setdefault(source, [])
+        if len(kept) >= limits.BUFFERED_MESSAGES_PER_PEER:
+            raise Refusal(Code.QUEUE_FULL, "too many messages ahead of time")
+        kept.append(envelope)
+
+    def _on_membership(self, opened: Opened, now: float) -> None:
+        _check_slot_form(opened.envelope)
+        head = self.chain.head
+        if isinstance(opened.payload, Join):
+            self.membership.on_join(opened.sender, opened.envelope.step, head)
+        elif isinstance(opened.payload, Leave):
+            self.membership.on_leave(opened.sender, opened.envelope.step, head)
+        self._effects.append(RosterChanged(self._contacts()))
+        if self.machine is not None:
+            self.machine.joins, self.machine.leaves = self.membership.joins(head), self.membership.leaves(head)
+
+    def _on_want(self, event: events.WantReceived) -> None:
+        if self.machine is None:
+            return
+        for name in event.digests:
+            for opened in self.machine.forwardable(name):
+                self._effects.append(SendEnvelope((event.source,), opened.envelope))
+
+    def _on_late(self, source: PeerId, envelope: Envelope) -> None:
+        """A message of a step that is over. The last votes of a step always come late; anything else, or a vote
+        said again, is from a straggler, which gets the certificates it lacks."""
+        if envelope.kind == Kind.VOTE and envelope.step == self._step - 1 and source not in self._late_voters:
+            self._late_voters.add(source)
+            return
+        self._help(source, envelope.step)
+        raise Refusal(Code.STALE, f"step {envelope.step} is over")
+
+    def _help(self, peer: PeerId, step: int) -> None:
+        """Give a straggler the certificates it lacks, once per step of ours."""
+        if peer in self._helped or len(self._helped) >= limits.ROSTER_PEERS_MAX:
+            return
+        self._helped.add(peer)
+        certificates = self.catch_up.since(step)
+        if certificates:
+            self._effects.append(SendCertificates((peer,), certificates))
+
+    # --- the chain ---------------------------------------------------------------------------------------
+
+    def _on_certificates(self, source: PeerId, certificates: tuple[Certificate, ...], now: float) -> None:
+        for certificate in certificates:
+            if certificate.header.step < self._step:
+                continue
+            if certificate.header.step > self._step:
+                self._ahead[source] = certificate.header.step
+                raise Refusal(Code.FUTURE, f"step {certificate.header.step} is not known here yet")
+            self._certified(certificate, view=max(view for _, view, _ in certificate.votes))
+
+    def _collect(self, now: float) -> None:
+        """Take the machine's effects and, if its step is certified, move on."""
+        machine = self.machine
+        if machine is None:
+            return
+        self._effects += machine.effects
+        machine.effects = []
+        if machine.certificate is not None:
+            try:
+                self._certified(machine.certificate, machine.ballot.view)
+            except Refusal as refusal:
+                # A quorum signed a header that breaks the chain's rules: nothing to do but not to follow it.
+                machine.certificate = None
+                self._refuse(self.me, refusal)
+
+    def _certified(self, certificate: Certificate, view: int) -> None:
+        head = self.chain.head
+        self.chain.extend(certificate, self._verify)
+        self.catch_up.remember(certificate)
+        self._effects.append(PersistCertificate(certificate))
+        voters = {head.roster.peers[index] for index, _, _ in certificate.votes}
+        lagging = tuple(peer for peer in self._contacts() if peer not in voters)
+        if lagging:
+            self._effects.append(SendCertificates(lagging, (certificate,)))
+        self._effects.append(self._story(certificate, head.roster.peers, view))
+        if self.machine is not None:
+            header = certificate.header
+            self.catch_up.hold({name for name in header.parts if self.machine.holds(name)})
+        self._drop_machine()
+        self._helped.clear()
+        self._late_voters.clear()
+        self._ahead = {peer: step for peer, step in self._ahead.items() if step > self._step}
+        self._early = {
+            peer: kept
+            for peer, envelopes in self._early.items()
+            if (kept := [envelope for envelope in envelopes if envelope.step >= self._step])
+        }
+        self.membership.on_head(self.chain.head)
+        if head.roster.peers != self.chain.head.roster.peers:
+            self._effects.append(RosterChanged(self._contacts()))
+
+    def _story(self, certificate: Certificate, peers: tuple[PeerId, ...], view: int) -> StepCertified:
+        header = certificate.header
+        contributors = tuple(peers[index] for index in indexes_of(header.contributors))
+        transcript = self.machine.transcript if self.machine is not None else None
+        commits = [transcript.commit_of(peer) for peer in contributors] if transcript is not None else []
+        losses = [commit.loss for commit in commits if commit is not None]
+        return StepCertified(
+            step=header.step,
+            contributors=contributors,
+            void_parts=sum(1 for name in header.parts if not name),
+            view=view,
+            mean_loss=sum(losses) / len(losses) if losses else None,
+            joined=tuple(PeerId(peer) for peer in header.joined),
+            left=tuple(PeerId(peer) for peer in header.left),
+            roster=self.chain.head.roster.peers,
+        )
+
+    # --- progress ----------------------------------------------------------------------------------------
+
+    def _progress(self, now: float) -> None:
+        """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
+        self._ask_for_chain(now)
+        self._effects += self.catch_up.advance(self._step, self._reachable())
+        if self.catch_up.step != self._step or self.finished:
+            return
+        if self.manifest.steps and self._step >= self.manifest.steps:
+            self._finish(f"all {self._step} steps of the run are certified")
+        elif self.is_member:
+            if self.machine is None:
+                self._begin(now)
+            if self._leaving:
+                self._announce(Kind.LEAVE, Leave(), now)
+        elif self._leaving:
+            self._finish("this peer has left the roster")
+        else:
+            self._announce(Kind.JOIN, Join(), now)
+
+    def _begin(self, now: float) -> None:
+        head = self.chain.head
+        facts = StepFacts(self.manifest, head, self.catch_up.digest)
+        machine = StepMachine(facts, self._signer, self.chain.run_id, self._elements, self._timing, now)
+        machine.gone = self._gone
+        machine.joins, machine.leaves = self.membership.joins(head), self.membership.leaves(head)
+        self.machine = machine
+        self._announce_at = now if self._leaving else None
+        signed = [self._reopen(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
+        locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
+        machine.start(signed, max(locks, key=lambda lock: lock[1], default=None), now)
+        early, self._early = self._early, {}
+        for source, envelopes in early.items():
+            for envelope in envelopes:
+                self._guard(source, lambda source=source, envelope=envelope: self._on_envelope(source, envelope, now))
+        self._collect(now)
+
+    def _reopen(self, envelope: Envelope) -> Opened:
+        return open_envelope(envelope, self.chain.run_id, self._verify)
+
+    def _drop_machine(self) -> None:
+        if self.machine is not None:
+            self._effects += self.machine.effects
+            self._effects.append(CancelWork(self.machine.facts.head.step))
+            self.machine = None
+
+    def _announce(self, kind: Kind, payload: Payload, now: float) -> None:
+        """Say join or leave to the whole roster, again and again until a header says it happened."""
+        if self._announce_at is not None and now < self._announce_at:
+            return
+        self._announce_at = now + 4 * self._timing.delivery_seconds
+        slot = Slot(self._step, 0, kind, b"")
+        opened = seal(self._signer, self.chain.run_id, slot, payload)
+        to = tuple(peer for peer in self.chain.head.roster.peers if peer != self.me)
+        self._effects += [PersistSigned(opened.envelope), SendEnvelope(to, opened.envelope)]
+        if kind is Kind.LEAVE:
+            self.membership.on_leave(self.me, self._step, self.chain.head)
+            if self.machine is not None:
+                self.machine.leaves = self.membership.leaves(self.chain.head)
+
+    def _ask_for_chain(self, now: float) -> None:
+        if self._chain_asked_until is not None and now < self._chain_asked_until:
+            return
+        self._chain_asked_until = None
+        if not self._ahead:
+            return
+        peer = max(self._ahead, key=lambda peer: (self._ahead[peer], peer))
+        self._chain_asked_until = now + 8 * self._timing.delivery_seconds
+        self._effects.append(RequestChain(peer, self._step))
+
+    def _finish(self, reason: str) -> None:
+        self.finished = True
+        self._drop_machine()
+        self._effects.append(Finished(reason))
+
+    # --- small helpers -----------------------------------------------------------------------------------
+
+    @property
+    def _step(self) -> int:
+        return self.chain.head.step
+
+    def _contacts(self) -> tuple[PeerId, ...]:
+        """Peers to stay connected to and to tell about certified steps."""
+        peers = set(self.chain.head.roster.peers) | self.membership.candidates()
+        return tuple(sorted(peers - {self.me}))
+
+    def _reachable(self) -> tuple[PeerId, ...]:
+        """Members to fetch from, those whose connection is not known to be broken first."""
+        others = [peer for peer in self.chain.head.roster.peers if peer != self.me]
+        return tuple(sorted(others, key=lambda peer: peer in self._gone))
+
+
+def _check_slot_form(envelope: Envelope) -> None:
+    """A kind has one shape of slot, so that nobody can fill many. Raises Refusal(MALFORMED)."""
+    kind = Kind(envelope.kind)
+    if kind in _VIEWLESS and envelope.view != 0:
+        raise Refusal(Code.MALFORMED, f"{kind.name.lower()} does not belong to a view")
+    if kind is not Kind.AGGREGATE and envelope.subject:
+        raise Refusal(Code.MALFORMED, f"{kind.name.lower()} has no subject")
+    if kind is Kind.VIEW_CHANGE and envelope.view == 0:
+        raise Refusal(Code.MALFORMED, "nobody changes to the first view")

@@ -1,0 +1,172 @@
+"""From a cut to a header, and from a header back to what a voter must hold before signing it.
+
+The idea: the proposer builds a header from what it holds, a voter examines it against what *it* holds, and
+both use the same functions, so they can only differ where their knowledge does. An examination answers with
+what is missing (to be asked for) or with a refusal. SPEC.md §4.5, §4.7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from crowdsurf.protocol import assignment
+from crowdsurf.protocol.beacon import next_beacon, nonce_digest
+from crowdsurf.protocol.chain import Head, check_header, following_roster
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.messages import Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.roster import admitted
+from crowdsurf.protocol.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What everyone knows when a step begins."""
+
+    manifest: Manifest
+    head: Head
+    state: Digest
+    """State digest before the step."""
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return self.head.roster.peers
+
+    def duties(self, cut: Cut) -> tuple[PeerId, ...]:
+        """Who aggregates each part under a cut."""
+        contributors = tuple(index for index, _ in cut.commits)
+        indexes = assignment.aggregators(self.head.beacon, contributors, len(self.peers))
+        return tuple(self.peers[index] for index in indexes)
+
+
+class Missing(NamedTuple):
+    """What a voter lacks to judge a header."""
+
+    messages: tuple[Digest, ...]
+    """Payload digests (or blob digests of aggregates) to ask for with a Want."""
+    blobs: tuple[tuple[int, Digest], ...]
+    """(part, blob digest) of aggregates to fetch."""
+
+    @property
+    def nothing(self) -> bool:
+        return not self.messages and not self.blobs
+
+
+def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cut_name: Digest, cut: Cut) -> Header:
+    """The header of a cut from what is held: parts without aggregate are void, nonces not revealed are empty."""
+    size = len(facts.peers)
+    contributors = [index for index, _ in cut.commits]
+    parts = []
+    for part, aggregator in enumerate(facts.duties(cut)):
+        said = transcript.aggregate(cut_name, part, aggregator)
+        parts.append(said.digest if said is not None and said.digest in blobs else b"")
+    nonces = tuple(
+        transcript.reveals.get(facts.peers[index], b"") if index in contributors else b"" for index in range(size)
+    )
+    joined, left = membership_changes(facts, transcript, cut)
+    head = facts.head
+    header = Header(
+        step=head.step,
+        previous=head.previous,
+        roster=head.roster.digest,
+        state=facts.state,
+        cut=cut_name,
+        contributors=bitmap_of(contributors, size),
+        parts=tuple(parts),
+        nonces=nonces,
+        beacon=next_beacon(head.beacon, nonces),
+        joined=joined,
+        left=left,
+        next_roster=b"",
+    )
+    following = following_roster(head, header, facts.manifest.missed_steps_max)
+    return msgspec.structs.replace(header, next_roster=following.digest)
+
+
+def membership_changes(
+    facts: StepFacts, transcript: Transcript, cut: Cut
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Who joins and who leaves, a function of the cut's commits alone. All of them must be held."""
+    commits = [transcript.commit_in(cut, index, facts.peers[index]) for index, _ in cut.commits]
+    held = [commit for commit in commits if commit is not None]
+    members = set(facts.peers)
+    newcomers = {peer for commit in held for peer in commit.joins if peer not in members}
+    if facts.manifest.admission != "open":
+        newcomers &= set(facts.manifest.founders)
+    room = facts.manifest.peers_max - len(members)
+    joined = admitted([commit.joins for commit in held], newcomers, room)
+    left = admitted([commit.leaves for commit in held], set(members), len(members) - 1)
+    return joined, left
+
+
+def examine(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header) -> Missing:
+    """What is missing to vote for a header; `Missing.nothing` means it is complete and correct.
+
+    Raises Refusal(BAD_OUTCOME) if it contradicts the chain, its cut, a commit or an aggregator.
+    """
+    check_header(facts.head, header, facts.manifest)
+    if header.state != facts.state:
+        raise Refusal(Code.BAD_OUTCOME, "the header starts from another state")
+    cut = transcript.cut(header.cut)
+    if cut is None:
+        return Missing((Digest(header.cut),), ())
+    contributors = [index for index, _ in cut.commits]
+    if contributors != indexes_of(header.contributors):
+        raise Refusal(Code.BAD_OUTCOME, "the contributors are not those of the cut")
+    commits = transcript.missing_commits(cut, facts.peers)
+    if commits:
+        return Missing(tuple(commits), ())
+    _check_nonces(facts, transcript, header, cut)
+    if membership_changes(facts, transcript, cut) != (header.joined, header.left):
+        raise Refusal(Code.BAD_OUTCOME, "who joined or left does not follow from the commits")
+    return _missing_aggregates(facts, transcript, blobs, header, cut)
+
+
+def _check_nonces(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> None:
+    for index, nonce in enumerate(header.nonces):
+        commit = transcript.commit_in(cut, index, facts.peers[index])
+        if nonce and (commit is None or nonce_digest(nonce) != commit.nonce_digest):
+            raise Refusal(Code.BAD_OUTCOME, f"the nonce of member {index} is not the one it committed to")
+
+
+def _missing_aggregates(
+    facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header, cut: Cut
+) -> Missing:
+    messages, lacking = [], []
+    for part, aggregator in enumerate(facts.duties(cut)):
+        name = header.parts[part]
+        if not name:
+            continue
+        said = transcript.aggregate(header.cut, part, aggregator)
+        if said is None:
+            messages.append(Digest(name))
+        elif said.digest != name:
+            raise Refusal(Code.BAD_OUTCOME, f"part {part} is not what its aggregator signed")
+        if name not in blobs:
+            lacking.append((part, Digest(name)))
+    return Missing(tuple(messages), tuple(lacking))
+
+
+def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header) -> list[tuple[PeerId, str]]:
+    """Work the header leaves out although this voter holds it: (whose, what), empty when nothing was dropped.
+
+    A voter that holds an aggregate or a nonce does not sign a header without it, so a proposer alone cannot
+    void somebody's work; it forwards what it holds instead (SPEC R-4.12).
+    """
+    cut = transcript.cut(header.cut)
+    if cut is None:
+        return []
+    dropped = []
+    for part, aggregator in enumerate(facts.duties(cut)):
+        said = transcript.aggregate(header.cut, part, aggregator)
+        if said is not None and not header.parts[part] and said.digest in blobs:
+            dropped.append((aggregator, "aggregate"))
+    for index, _ in cut.commits:
+        peer = facts.peers[index]
+        if peer in transcript.reveals and not header.nonces[index]:
+            dropped.append((peer, "reveal"))
+    return dropped

@@ -1,0 +1,637 @@
+"""One step, from work to certificate, as seen by one member.
+
+The idea: messages and results are only recorded when they come; after each of them `advance` asks the current
+phase whether its trigger fires and follows the table in `step_table.py` until nothing moves. So the order in
+which things arrive cannot matter beyond what the rules say, and every rule is one small method. SPEC.md §4.
+
+All waits of a cut are laid out from the moment the cut was accepted and stay valid when a later proposer
+proposes the same cut, so a crash is waited for once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crowdsurf.protocol import assignment, checks, limits
+from crowdsurf.protocol.ballot import Ballot
+from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.deadlines import Estimator
+from crowdsurf.protocol.effects import (
+    AggregatePart,
+    CancelWork,
+    ComputeWork,
+    Effect,
+    ExpectAggregate,
+    ExpectPart,
+    FetchBlob,
+    PersistLock,
+    PersistSigned,
+    Refused,
+    SendBlob,
+    SendEnvelope,
+    SendWant,
+)
+from crowdsurf.protocol.envelope import Opened, Signer, Slot, seal, slot_of
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.events import PartAggregated, WorkDone
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Certificate,
+    Commit,
+    Cut,
+    Header,
+    Kind,
+    Payload,
+    Reveal,
+    ViewChange,
+    Vote,
+    bitmap_of,
+    header_digest,
+)
+from crowdsurf.protocol.outcome import Missing, StepFacts, build_header, examine, overlooked
+from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.step_table import Phase, Trigger, follow
+from crowdsurf.protocol.transcript import Transcript
+
+_BACKOFF_DOUBLINGS_MAX = 6
+"""A view's wait doubles at most this often: 64 times the first wait."""
+_MISSED_STEPS_PATIENCE = 2
+"""Members that missed this many certified steps in a row are no longer waited for (they are still welcome)."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """Adaptive waits, kept across steps by the node."""
+
+    work: Estimator
+    transfer: Estimator
+    delivery_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Absolute deadlines of one accepted cut, in the node's seconds."""
+
+    accepted: float
+    pull: float
+    parts: float
+    aggregates: float
+    reveals: float
+    outcome: float
+
+
+def timing_of(manifest: Manifest) -> Timing:
+    """Fresh estimators with the manifest's bounds."""
+    bounds = manifest.deadlines
+    return Timing(
+        Estimator(bounds.work_seconds_min, bounds.work_seconds_max, bounds.deviations),
+        Estimator(bounds.transfer_seconds_min, bounds.transfer_seconds_max, bounds.deviations),
+        bounds.delivery_seconds,
+    )
+
+
+class StepMachine:
+    """A member's side of one step. Effects collect in `effects`; the node drains them."""
+
+    def __init__(
+        self,
+        facts: StepFacts,
+        signer: Signer,
+        run_id: Digest,
+        elements: int,
+        timing: Timing,
+        now: float,
+    ) -> None:
+        self.facts = facts
+        self.me = signer.peer_id
+        self._signer = signer
+        self._run_id = run_id
+        self._timing = timing
+        self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
+        self.phase = Phase.WORK
+        self.transcript = Transcript()
+        self.ballot = Ballot(facts.peers, self.quorum)
+        self._elements = elements
+        self._proposers = assignment.proposers(facts.head.beacon, facts.head.roster)
+        self.effects: list[Effect] = []
+        self.certificate: Certificate | None = None
+        self.joins: set[PeerId] = set()
+        self.leaves: set[PeerId] = set()
+        self.gone: set[PeerId] = set()
+        self._blobs: set[bytes] = set()
+        self._signed: dict[Slot, Opened] = {}
+        self._began = now
+        self._cut_name: Digest | None = None
+        self._cut: Cut | None = None
+        self._schedules: dict[Digest, Schedule] = {}
+        self._aggregating: set[tuple[Digest, int]] = set()
+        self._asked: dict[bytes, float] = {}
+        self._pulled = False
+        self._deadline = now + timing.work.bound_seconds()
+        self._resend_wait = timing.delivery_seconds
+        self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
+
+    # --- what the node calls -----------------------------------------------------------------------------
+
+    def start(self, signed: list[Opened], lock: tuple[Header, int] | None, now: float) -> None:
+        """Begin: compute the work unit, unless a restart finds this step's slots signed already (SPEC R-2.7)."""
+        for opened in signed:
+            self._signed[slot_of(opened.envelope)] = opened
+            self.transcript.add(opened)
+        if lock is not None:
+            self.ballot.lock_on(*lock)
+        if self.me not in self.transcript.commits:
+            seed = assignment.work_seed(self.facts.head.beacon, self.me)
+            self.effects.append(ComputeWork(self.facts.head.step, seed, len(self.facts.peers)))
+        self.advance(now)
+
+    def next_deadline(self) -> float | None:
+        """When `advance` wants to be called again although nothing came."""
+        if self.phase is Phase.DONE:
+            return None
+        times = [self._deadline, self._resend_at]
+        if self.phase is Phase.EXCHANGE and not self._pulled and self._cut_name is not None:
+            times.append(self._schedules[self._cut_name].pull)
+        return min(times)
+
+    def advance(self, now: float) -> None:
+        """Follow the table as far as what is known allows."""
+        if self.phase is Phase.DONE:
+            return
+        self._join_later_view(now)
+        while True:
+            before = (self.phase, self.ballot.view)
+            self._act(now)
+            trigger = self._trigger(now)
+            if trigger is not None:
+                self._move(trigger, now)
+            if (self.phase, self.ballot.view) == before:
+                break
+        if now >= self._resend_at and self.certificate is None:
+            self._resend(now)
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def on_work_done(self, event: WorkDone, now: float) -> None:
+        """Sign and send the commit, unless the step went on without this peer."""
+        self._blobs.update(event.parts)
+        if self.phase not in (Phase.WORK, Phase.COMMIT, Phase.PROPOSE):
+            return
+        nonce = self._nonce()
+        commit = Commit(
+            previous=self.facts.head.previous,
+            state=self.facts.state,
+            parts=tuple(event.parts),
+            nonce_digest=nonce_digest(nonce),
+            loss=event.loss,
+            samples=event.samples,
+            joins=tuple(sorted(self.joins))[: limits.JOINS_PER_COMMIT_MAX],
+            leaves=tuple(sorted(self.leaves))[: limits.JOINS_PER_COMMIT_MAX],
+        )
+        self._say(Kind.COMMIT, 0, b"", commit)
+        self._timing.work.observe(now - self._began)
+        if self.phase is Phase.WORK:
+            self._move(Trigger.WORK_DONE, now)
+        self.advance(now)
+
+    def on_blob(self, digest: bytes, now: float) -> None:
+        """A blob this step may be waiting for is held now."""
+        self._blobs.add(digest)
+        if self._cut_name is not None:
+            self._timing.transfer.observe(now - self._schedules[self._cut_name].accepted)
+        self.advance(now)
+
+    def on_part_aggregated(self, event: PartAggregated, now: float) -> None:
+        """Sign the aggregate, tell everyone, push its bytes."""
+        self._blobs.add(event.digest)
+        included = bitmap_of(list(event.included), len(self.facts.peers))
+        subject = event.cut + event.part.to_bytes(2, "big")
+        if self._say(Kind.AGGREGATE, 0, subject, Aggregate(event.cut, event.part, event.digest, included)):
+            self.effects.append(SendBlob(self._others(), event.digest))
+        self.advance(now)
+
+    def on_message(self, opened: Opened, now: float) -> None:
+        """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
+        payload, view = opened.payload, opened.envelope.view
+        if isinstance(payload, Commit):
+            checks.check_commit(self.facts, payload)
+            self._timing.work.observe(now - self._began)
+        elif isinstance(payload, Cut):
+            checks.check_proposer(opened.sender, view, self.proposer(view))
+            checks.check_cut(self.facts, payload)
+        elif isinstance(payload, Aggregate):
+            checks.check_aggregate(self.facts, self.transcript, opened, payload)
+        elif isinstance(payload, Reveal):
+            checks.check_reveal(self.transcript, opened.sender, payload)
+        elif isinstance(payload, Header):
+            checks.check_proposer(opened.sender, view, self.proposer(view))
+            if payload.step != self.facts.head.step:
+                raise Refusal(Code.BAD_OUTCOME, "an outcome for another step")
+        elif isinstance(payload, Vote):
+            self.ballot.vote(opened.sender, view, payload.header, opened.envelope.signature)
+        elif isinstance(payload, ViewChange):
+            self.ballot.request(opened.sender, view, payload)
+        self.transcript.add(opened)
+        if isinstance(payload, Aggregate):
+            self._expect_aggregate(payload, opened.sender)
+        self.advance(now)
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether a blob is held, as far as this step knows."""
+        return digest in self._blobs
+
+    def forwardable(self, digest: bytes) -> list[Opened]:
+        """Messages of this step that a peer asked for by digest."""
+        return self.transcript.find(digest)
+
+    # --- the table's triggers ----------------------------------------------------------------------------
+
+    def _trigger(self, now: float) -> Trigger | None:
+        late = now >= self._deadline
+        if self.phase in (Phase.WORK, Phase.COMMIT):
+            return self._commits_trigger(late, now)
+        if self.phase is Phase.PROPOSE:
+            return self._propose_trigger(late, now)
+        if self.phase is Phase.EXCHANGE:
+            return Trigger.PARTS_IN if late or not self._parts_lacking() else None
+        if self.phase is Phase.AGGREGATE:
+            return Trigger.AGGREGATES_IN if late or not self._aggregates_lacking() else None
+        if self.phase is Phase.REVEAL:
+            return Trigger.REVEALS_IN if late or not self._reveals_lacking() else None
+        if self.phase is Phase.PROJECT:
+            return Trigger.CHECKS_DONE
+        return Trigger.VIEW_CHANGED if late else None
+
+    def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
+        if self._acceptable_cut() is not None:
+            return Trigger.CUT_ACCEPTED
+        enough = len(self.transcript.commits) >= self.quorum
+        if late and not enough:
+            self._deadline = now + self._timing.work.bound_seconds()
+        return Trigger.COMMITS_IN if enough and (late or not self._commits_lacking()) else None
+
+    def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
+        if self._acceptable_cut() is not None:
+            return Trigger.CUT_ACCEPTED
+        if late and len(self.transcript.commits) < self.quorum and self.ballot.lock is None:
+            self._deadline = now + self._view_seconds()
+            return None
+        return Trigger.VIEW_CHANGED if late else None
+
+    def _commits_lacking(self) -> list[PeerId]:
+        """Members that are waited for and have not committed."""
+        members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
+        return [
+            peer
+            for peer, member in members
+            if peer not in self.transcript.commits
+            and peer not in self.gone
+            and (member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
+        ]
+
+    def _parts_lacking(self) -> list[tuple[PeerId, Digest]]:
+        """Inputs of this member's own parts that are neither here nor given up."""
+        return [
+            (peer, name) for _, _, peer, name in self._my_inputs() if name not in self._blobs and peer not in self.gone
+        ]
+
+    def _aggregates_lacking(self) -> list[int]:
+        if self._cut is None or self._cut_name is None:
+            return []
+        lacking = []
+        for part, aggregator in enumerate(self.facts.duties(self._cut)):
+            said = self.transcript.aggregate(self._cut_name, part, aggregator)
+            held = said is not None and said.digest in self._blobs
+            hopeless = said is None and (aggregator in self.gone or self._nothing_to_aggregate(part, aggregator))
+            if not held and not hopeless:
+                lacking.append(part)
+        return lacking
+
+    def _nothing_to_aggregate(self, part: int, aggregator: PeerId) -> bool:
+        return aggregator == self.me and (self._cut_name, part) not in self._aggregating
+
+    def _reveals_lacking(self) -> list[PeerId]:
+        if self._cut is None:
+            return []
+        peers = [self.facts.peers[index] for index, _ in self._cut.commits]
+        return [peer for peer in peers if peer not in self.transcript.reveals and peer not in self.gone]
+
+    # --- entering phases ---------------------------------------------------------------------------------
+
+    def _move(self, trigger: Trigger, now: float) -> None:
+        if trigger is Trigger.VIEW_CHANGED:
+            self._change_view(self.ballot.view + 1)
+        target = follow(self.phase, trigger)
+        if target is None:
+            return
+        self.phase = target
+        self._resend_wait = self._timing.delivery_seconds
+        self._resend_at = now + self._resend_wait
+        if target is Phase.PROPOSE:
+            self._deadline = now + self._view_seconds()
+        elif target is Phase.EXCHANGE:
+            self._enter_exchange(now)
+        elif target is Phase.AGGREGATE:
+            self._enter_aggregate()
+        elif target is Phase.REVEAL:
+            self._enter_reveal()
+        elif target is Phase.SIGN:
+            self._deadline = max(self._schedule().outcome, now + self._view_seconds())
+
+    def _enter_exchange(self, now: float) -> None:
+        found = self._acceptable_cut()
+        if found is None:
+            return
+        self._cut_name, self._cut = found
+        self._pulled = False
+        if self._cut_name not in self._schedules:
+            self._schedules[self._cut_name] = self._lay_out(now)
+            self._send_parts()
+            if self.me not in self._contributors():
+                self.effects.append(CancelWork(self.facts.head.step))
+            for part, member, _, name in self._my_inputs():
+                if name not in self._blobs:
+                    size = self._part_bytes(part)
+                    self.effects.append(ExpectPart(self.facts.head.step, part, member, name, size))
+        self._deadline = self._schedules[self._cut_name].parts
+        for (cut, _, sender), opened in list(self.transcript.aggregates.items()):
+            if cut == self._cut_name and isinstance(opened.payload, Aggregate):
+                self._expect_aggregate(opened.payload, sender)
+
+    def _enter_aggregate(self) -> None:
+        self._deadline = self._schedule().aggregates
+        if self._cut is None or self._cut_name is None:
+            return
+        inputs: dict[int, list[tuple[int, Digest]]] = {}
+        for part, member, _, name in self._my_inputs():
+            if name in self._blobs:
+                inputs.setdefault(part, []).append((member, name))
+        for part, rows in inputs.items():
+            if (self._cut_name, part) not in self._aggregating:
+                self._aggregating.add((self._cut_name, part))
+                self.effects.append(AggregatePart(self.facts.head.step, self._cut_name, part, tuple(rows)))
+
+    def _enter_reveal(self) -> None:
+        self._deadline = self._schedule().reveals
+        if self._cut_name is not None and self.me in self._contributors():
+            self._say(Kind.REVEAL, 0, b"", Reveal(self._cut_name, self._nonce()))
+
+    # --- acting inside a phase ---------------------------------------------------------------------------
+
+    def _act(self, now: float) -> None:
+        """What a phase does besides waiting: propose, pull, vote, certify."""
+        if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
+            self._propose_cut()
+        if self.phase is Phase.EXCHANGE and not self._pulled and now >= self._schedule().pull:
+            self._pulled = True
+            for peer, name in self._parts_lacking():
+                self.effects.append(FetchBlob((peer,), name))
+        if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
+            self._propose_outcome()
+        self._consider_outcome(now)
+        self._certify(now)
+
+    def _propose_cut(self) -> None:
+        view = self.ballot.view
+        if not self.ballot.may_propose() or Slot(self.facts.head.step, view, Kind.PROPOSAL, b"") in self._signed:
+            return
+        required = self.ballot.strongest_lock(self._believable)
+        if required is not None:
+            self._say(Kind.OUTCOME, view, b"", required)
+            return
+        cut = self._cut
+        if cut is None and len(self.transcript.commits) >= self.quorum:
+            peers = self.facts.peers
+            commits = [
+                (i, self.transcript.commits[p].digest) for i, p in enumerate(peers) if p in self.transcript.commits
+            ]
+            cut = Cut(self.facts.head.previous, tuple(commits))
+        if cut is not None:
+            self._say(Kind.PROPOSAL, view, b"", cut)
+
+    def _propose_outcome(self) -> None:
+        view = self.ballot.view
+        slot = Slot(self.facts.head.step, view, Kind.OUTCOME, b"")
+        if slot in self._signed or self._cut is None or self._cut_name is None or not self.ballot.may_propose():
+            return
+        header = self.ballot.strongest_lock(self._believable)
+        if header is None:
+            header = build_header(self.facts, self.transcript, self._blobs, self._cut_name, self._cut)
+        self._say(Kind.OUTCOME, view, b"", header)
+
+    def _consider_outcome(self, now: float) -> None:
+        """Vote for the view's outcome once it is complete and correct and nothing forbids it."""
+        view = self.ballot.view
+        opened = self.transcript.outcome(self.proposer(view), view)
+        if opened is None or self.ballot.voted_view >= view or not isinstance(opened.payload, Header):
+            return
+        header, patient = opened.payload, self.phase is Phase.SIGN or (self.phase is Phase.PROPOSE and view > 0)
+        if not patient and not all(header.parts):
+            return
+        try:
+            missing = examine(self.facts, self.transcript, self._blobs, header)
+        except Refusal as refusal:
+            self._refuse_once(opened, refusal)
+            return
+        if not missing.nothing:
+            self._ask_for(missing, opened.sender, now)
+            return
+        required = self.ballot.strongest_lock(self._believable)
+        if required is not None and header_digest(required) != opened.digest:
+            self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
+            return
+        if required is None and self._forward_overlooked(opened, header):
+            return
+        self.ballot.lock_on(header, view)
+        self.effects.append(PersistLock(header, view))
+        self._say(Kind.VOTE, view, b"", Vote(opened.digest))
+
+    def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
+        """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.12)."""
+        dropped = overlooked(self.facts, self.transcript, self._blobs, header)
+        if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
+            for peer, _ in dropped:
+                for said in self.transcript.own(peer):
+                    self.effects.append(SendEnvelope(self._others(), said.envelope))
+        return bool(dropped)
+
+    def _certify(self, now: float) -> None:
+        name = self.ballot.elected()
+        if name is None:
+            return
+        header = self.transcript.header(name)
+        if header is None:
+            voter = min(self.ballot.voters(name))
+            self._want(self.facts.peers[voter], [name], now)
+            return
+        self.certificate = self.ballot.certificate(header)
+        self._move(Trigger.CERTIFIED, now)
+
+    # --- views -------------------------------------------------------------------------------------------
+
+    def proposer(self, view: int) -> PeerId:
+        """Who proposes in a view."""
+        return self.facts.peers[self._proposers[view % len(self._proposers)]]
+
+    def _join_later_view(self, now: float) -> None:
+        view = self.ballot.view_to_join()
+        if view is not None:
+            self._change_view(view)
+            self._deadline = now + self._view_seconds()
+            self.phase = follow(self.phase, Trigger.VIEW_CHANGED) or self.phase
+
+    def _change_view(self, view: int) -> None:
+        self.ballot.view = view
+        self._say(Kind.VIEW_CHANGE, view, b"", ViewChange(self.ballot.lock, self.ballot.lock_view))
+
+    def _view_seconds(self) -> float:
+        """How long a proposer may take: two deliveries, doubled with every view; in view 0 the other members'
+        deadlines for commits may end a little later than ours."""
+        return self._timing.delivery_seconds * float(2 << min(self.ballot.view, _BACKOFF_DOUBLINGS_MAX))
+
+    def _believable(self, header: Header) -> bool:
+        try:
+            return examine(self.facts, self.transcript, self._blobs, header).nothing
+        except Refusal:
+            return False
+
+    # --- small helpers -----------------------------------------------------------------------------------
+
+    def _acceptable_cut(self) -> tuple[Digest, Cut] | None:
+        """The cut of this view's proposer if all its commits are held; asks for what is missing otherwise."""
+        view = self.ballot.view
+        opened = self.transcript.proposal(self.proposer(view), view)
+        if opened is None or not isinstance(opened.payload, Cut):
+            return None
+        missing = self.transcript.missing_commits(opened.payload, self.facts.peers)
+        if missing:
+            self._want(opened.sender, missing, None)
+            return None
+        return opened.digest, opened.payload
+
+    def _my_inputs(self) -> list[tuple[int, int, PeerId, Digest]]:
+        """(part, member index, peer, blob digest) of every input of the parts this member aggregates."""
+        if self._cut is None:
+            return []
+        inputs = []
+        for part, aggregator in enumerate(self.facts.duties(self._cut)):
+            if aggregator != self.me:
+                continue
+            for index, _ in self._cut.commits:
+                commit = self.transcript.commit_in(self._cut, index, self.facts.peers[index])
+                if commit is not None:
+                    inputs.append((part, index, self.facts.peers[index], Digest(commit.parts[part])))
+        return inputs
+
+    def _send_parts(self) -> None:
+        mine = self.transcript.commit_of(self.me)
+        if self._cut is None or mine is None or self.me not in self._contributors():
+            return
+        for part, aggregator in enumerate(self.facts.duties(self._cut)):
+            if aggregator != self.me and mine.parts[part] in self._blobs:
+                self.effects.append(SendBlob((aggregator,), Digest(mine.parts[part])))
+
+    def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
+        cut = self.transcript.cut(aggregate.cut)
+        if cut is None or aggregate.digest in self._blobs or self.facts.duties(cut)[aggregate.part] != sender:
+            return
+        size = self._part_bytes(aggregate.part)
+        self.effects.append(ExpectAggregate(self.facts.head.step, aggregate.part, Digest(aggregate.digest), size))
+
+    def _ask_for(self, missing: Missing, proposer: PeerId, now: float) -> None:
+        if missing.messages:
+            self._want(proposer, list(missing.messages), now)
+        for part, name in missing.blobs:
+            if self._may_ask(name, now):
+                size = self._part_bytes(part)
+                others = tuple(peer for peer in self._others() if peer != proposer)
+                self.effects.append(ExpectAggregate(self.facts.head.step, part, name, size))
+                self.effects.append(FetchBlob((proposer, *others), name))
+
+    def _want(self, peer: PeerId, digests: list[Digest], now: float | None) -> None:
+        fresh = [name for name in digests if self._may_ask(name, now)]
+        if fresh and peer != self.me:
+            self.effects.append(SendWant(peer, tuple(fresh)))
+
+    def _may_ask(self, name: bytes, now: float | None) -> bool:
+        """Ask for the same thing once per delivery bound."""
+        moment = self._began if now is None else now
+        last = self._asked.get(name)
+        if last is not None and moment < last + self._timing.delivery_seconds:
+            return False
+        self._asked[name] = moment
+        return True
+
+    def _refuse_once(self, opened: Opened, refusal: Refusal) -> bool:
+        if opened.digest in self._asked:
+            return False
+        self._asked[opened.digest] = self._began
+        self.effects.append(Refused(opened.sender, refusal.code, refusal.detail))
+        return True
+
+    def _say(self, kind: Kind, view: int, subject: bytes, payload: Payload) -> Opened | None:
+        """Sign, journal and broadcast, at most once per slot; None if the slot was filled before."""
+        slot = Slot(self.facts.head.step, view, kind, subject)
+        if slot in self._signed:
+            return None
+        opened = seal(self._signer, self._run_id, slot, payload)
+        self._signed[slot] = opened
+        self.transcript.add(opened)
+        self.effects.append(PersistSigned(opened.envelope))
+        self.effects.append(SendEnvelope(self._others(), opened.envelope))
+        if isinstance(payload, Vote):
+            self.ballot.vote(self.me, view, payload.header, opened.envelope.signature)
+        elif isinstance(payload, ViewChange):
+            self.ballot.request(self.me, view, payload)
+        return opened
+
+    def _resend(self, now: float) -> None:
+        """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.13)."""
+        for opened in self.transcript.own(self.me):
+            if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
+                self.effects.append(SendEnvelope(self._others(), opened.envelope))
+        for part in self._aggregates_lacking() if self.phase is Phase.AGGREGATE else ():
+            self._pull_aggregate(part)
+        self._asked.clear()
+        self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
+        self._resend_at = now + self._resend_wait
+
+    def _pull_aggregate(self, part: int) -> None:
+        if self._cut is None or self._cut_name is None:
+            return
+        aggregator = self.facts.duties(self._cut)[part]
+        said = self.transcript.aggregate(self._cut_name, part, aggregator)
+        if said is not None and aggregator != self.me:
+            others = tuple(peer for peer in self._others() if peer != aggregator)
+            self.effects.append(FetchBlob((aggregator, *others), Digest(said.digest)))
+
+    def _lay_out(self, now: float) -> Schedule:
+        transfer, delivery = self._timing.transfer.bound_seconds(), self._timing.delivery_seconds
+        return Schedule(
+            accepted=now,
+            pull=now + transfer / 2,
+            parts=now + transfer,
+            aggregates=now + 2 * transfer,
+            reveals=now + 2 * transfer + delivery,
+            outcome=now + 2 * transfer + 3 * delivery,
+        )
+
+    def _schedule(self) -> Schedule:
+        if self._cut_name is None:
+            return Schedule(0, 0, 0, 0, 0, 0)
+        return self._schedules[self._cut_name]
+
+    def _contributors(self) -> set[PeerId]:
+        return {self.facts.peers[index] for index, _ in self._cut.commits} if self._cut is not None else set()
+
+    def _others(self) -> tuple[PeerId, ...]:
+        return tuple(peer for peer in self.facts.peers if peer != self.me)
+
+    def _part_bytes(self, part: int) -> int:
+        return assignment.part_bytes(self._elements, len(self.facts.peers), part)
+
+    def _nonce(self) -> bytes:
+        step = self.facts.head.step.to_bytes(8, "big")
+        return self._signer.nonce(self._run_id + step + self.facts.head.previous)

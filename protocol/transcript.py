@@ -1,0 +1,123 @@
+"""What was said in one step: every signed message kept, found again by slot and by digest.
+
+The idea: one place answers "have I heard this already?", "did its sender say something else for the same
+slot?" and "can I forward it to somebody who lacks it?". Bounded by the roster: a member fills a known number
+of slots per view, and only so many views are kept. SPEC.md §2.
+"""
+
+from __future__ import annotations
+
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, slot_of
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Reveal
+
+_MESSAGES_PER_MEMBER_MAX = 4 * limits.ROSTER_PEERS_MAX + 64
+"""Slots one member can fill in a step: an aggregate for every part of a few cuts, and a few per view."""
+
+
+class Transcript:
+    """All messages of one step that were accepted for storage."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[PeerId, Slot], Opened] = {}
+        self._per_member: dict[PeerId, int] = {}
+        self._by_digest: dict[bytes, Opened] = {}
+        self.commits: dict[PeerId, Opened] = {}
+        self.reveals: dict[PeerId, bytes] = {}
+        self._proposals: dict[tuple[PeerId, int], Opened] = {}
+        self._outcomes: dict[tuple[PeerId, int], Opened] = {}
+        self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
+        """By cut digest, part and sender; whether the sender is the part's aggregator is for the caller to ask."""
+
+    def check_slot(self, opened: Opened) -> Equivocation | None:
+        """Proof of equivocation if the sender filled this slot differently.
+
+        Raises Refusal(DUPLICATE) for a message heard before and Refusal(QUEUE_FULL) beyond the sender's share.
+        """
+        known = self._slots.get((opened.sender, slot_of(opened.envelope)))
+        if known is not None:
+            if known.digest == opened.digest:
+                raise Refusal(Code.DUPLICATE, "heard before")
+            return Equivocation(known.envelope, opened.envelope)
+        if self._per_member.get(opened.sender, 0) >= _MESSAGES_PER_MEMBER_MAX:
+            raise Refusal(Code.QUEUE_FULL, "too many messages in one step")
+        return None
+
+    def add(self, opened: Opened) -> None:
+        """Keep a message whose slot was checked."""
+        self._slots[(opened.sender, slot_of(opened.envelope))] = opened
+        self._per_member[opened.sender] = self._per_member.get(opened.sender, 0) + 1
+        payload = opened.payload
+        if isinstance(payload, Commit | Cut | Header):
+            self._by_digest[opened.digest] = opened
+        if isinstance(payload, Cut):
+            self._proposals[(opened.sender, opened.envelope.view)] = opened
+        elif isinstance(payload, Header):
+            self._outcomes[(opened.sender, opened.envelope.view)] = opened
+        if isinstance(payload, Aggregate):
+            self.aggregates[(payload.cut, payload.part, opened.sender)] = opened
+        elif isinstance(payload, Commit):
+            self.commits[opened.sender] = opened
+        elif isinstance(payload, Reveal):
+            self.reveals[opened.sender] = payload.nonce
+
+    def find(self, digest: bytes) -> list[Opened]:
+        """The commit, cut or header with this payload digest, and every aggregate message that names this blob."""
+        found = [self._by_digest[digest]] if digest in self._by_digest else []
+        naming = (opened for opened in self.aggregates.values() if _names_blob(opened, digest))
+        return found + list(naming)
+
+    def cut(self, digest: bytes) -> Cut | None:
+        """The cut with this payload digest, if heard."""
+        found = self._by_digest.get(digest)
+        return found.payload if found is not None and isinstance(found.payload, Cut) else None
+
+    def header(self, digest: bytes) -> Header | None:
+        """The header with this payload digest, if heard."""
+        found = self._by_digest.get(digest)
+        return found.payload if found is not None and isinstance(found.payload, Header) else None
+
+    def proposal(self, proposer: PeerId, view: int) -> Opened | None:
+        """The cut a member proposed in a view, if heard."""
+        return self._proposals.get((proposer, view))
+
+    def outcome(self, proposer: PeerId, view: int) -> Opened | None:
+        """The header a member proposed in a view, if heard."""
+        return self._outcomes.get((proposer, view))
+
+    def aggregate(self, cut: bytes, part: int, aggregator: PeerId) -> Aggregate | None:
+        """What the aggregator of a part said about it under this cut, if heard."""
+        found = self.aggregates.get((cut, part, aggregator))
+        return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+
+    def own(self, peer: PeerId) -> list[Opened]:
+        """Everything a member said, in the order heard; what a peer sends again when a step stalls."""
+        return [opened for (sender, _), opened in self._slots.items() if sender == peer]
+
+    def commit_of(self, peer: PeerId) -> Commit | None:
+        """The commit of a member, if heard."""
+        opened = self.commits.get(peer)
+        return opened.payload if opened is not None and isinstance(opened.payload, Commit) else None
+
+    def add_conflicting(self, opened: Opened) -> None:
+        """Keep a commit whose sender also sent another one: a cut may name either, and whoever accepted that cut
+        must be able to show it. The proof against the sender is the caller's."""
+        self._by_digest[opened.digest] = opened
+
+    def commit_in(self, cut: Cut, member: int, peer: PeerId) -> Commit | None:
+        """The commit a cut names for a member, if heard from that member."""
+        name = next((name for index, name in cut.commits if index == member), None)
+        held = self._by_digest.get(name) if name is not None else None
+        if held is None or held.sender != peer or not isinstance(held.payload, Commit):
+            return None
+        return held.payload
+
+    def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
+        """Digests of the cut's commits that were not heard."""
+        return [Digest(name) for index, name in cut.commits if self.commit_in(cut, index, peers[index]) is None]
+
+
+def _names_blob(opened: Opened, digest: bytes) -> bool:
+    return isinstance(opened.payload, Aggregate) and opened.payload.digest == digest
