@@ -106,16 +106,19 @@ class Node:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; `now` is in seconds of any clock that never goes back. Raises nothing a peer can cause."""
         if self.finished:
-            return []
-        self._dispatch(event, now)
-        if self.machine is not None:
-            self._collect(now)
-        self._progress(now)
+            self._help_after_the_end(event)
+        else:
+            self._dispatch(event, now)
+            if self.machine is not None:
+                self._collect(now)
+            self._progress(now)
         effects, self._effects = self._effects, []
         return effects
 
     def next_deadline(self) -> float | None:
         """When `handle(Tick(), now)` is due although nothing happened; None if nothing is waited for."""
+        if self.finished:
+            return None
         announce_at = self._announce_at if self.catch_up.step == self._step else None
         times = [announce_at, self._chain_asked_until]
         if self.machine is not None:
@@ -266,6 +269,12 @@ class Node:
             return
         self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
+
+    def _help_after_the_end(self, event: Event) -> None:
+        """This peer is done, but whoever still works on a step it knows the end of gets told."""
+        if isinstance(event, events.EnvelopeReceived) and event.envelope.step < self._step:
+            self._helped.clear()
+            self._help(event.source, event.envelope.step)
 
     def _help(self, peer: PeerId, step: int) -> None:
         """Give a straggler the certificates it lacks, once per step of ours."""

@@ -3,9 +3,6 @@
 The idea: messages and results are only recorded when they come; after each of them `advance` asks the current
 phase whether its trigger fires and follows the table in `step_table.py` until nothing moves. So the order in
 which things arrive cannot matter beyond what the rules say, and every rule is one small method. SPEC.md §4.
-
-All waits of a cut are laid out from the moment the cut was accepted and stay valid when a later proposer
-proposes the same cut, so a crash is waited for once.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crowdsurf.protocol import assignment, checks, limits
+from crowdsurf.protocol.accepted_cut import AcceptedCut, lay_out
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.deadlines import Estimator
@@ -70,18 +68,6 @@ class Timing:
     delivery_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Absolute deadlines of one accepted cut, in the node's seconds."""
-
-    accepted: float
-    pull: float
-    parts: float
-    aggregates: float
-    reveals: float
-    outcome: float
-
-
 def timing_of(manifest: Manifest) -> Timing:
     """Fresh estimators with the manifest's bounds."""
     bounds = manifest.deadlines
@@ -123,10 +109,9 @@ class StepMachine:
         self._blobs: set[bytes] = set()
         self._signed: dict[Slot, Opened] = {}
         self._began = now
-        self._cut_name: Digest | None = None
-        self._cut: Cut | None = None
-        self._schedules: dict[Digest, Schedule] = {}
-        self._aggregating: set[tuple[Digest, int]] = set()
+        self._accepted: AcceptedCut | None = None
+        """The cut this member acts on; kept across views."""
+        self._cuts: dict[Digest, AcceptedCut] = {}
         self._asked: dict[bytes, float] = {}
         self._pulled = False
         self._deadline = now + timing.work.bound_seconds()
@@ -152,8 +137,8 @@ class StepMachine:
         if self.phase is Phase.DONE:
             return None
         times = [self._deadline, self._resend_at]
-        if self.phase is Phase.EXCHANGE and not self._pulled and self._cut_name is not None:
-            times.append(self._schedules[self._cut_name].pull)
+        if self.phase is Phase.EXCHANGE and not self._pulled and self._accepted is not None:
+            times.append(self._accepted.schedule.pull)
         return min(times)
 
     def advance(self, now: float) -> None:
@@ -199,8 +184,8 @@ class StepMachine:
     def on_blob(self, digest: bytes, now: float) -> None:
         """A blob this step may be waiting for is held now."""
         self._blobs.add(digest)
-        if self._cut_name is not None:
-            self._timing.transfer.observe(now - self._schedules[self._cut_name].accepted)
+        if self._accepted is not None:
+            self._timing.transfer.observe(now - self._accepted.schedule.accepted)
         self.advance(now)
 
     def on_part_aggregated(self, event: PartAggregated, now: float) -> None:
@@ -249,20 +234,20 @@ class StepMachine:
     # --- the table's triggers ----------------------------------------------------------------------------
 
     def _trigger(self, now: float) -> Trigger | None:
-        late = now >= self._deadline
+        late, accepted = now >= self._deadline, self._accepted
         if self.phase in (Phase.WORK, Phase.COMMIT):
             return self._commits_trigger(late, now)
         if self.phase is Phase.PROPOSE:
             return self._propose_trigger(late, now)
-        if self.phase is Phase.EXCHANGE:
-            return Trigger.PARTS_IN if late or not self._parts_lacking() else None
-        if self.phase is Phase.AGGREGATE:
-            return Trigger.AGGREGATES_IN if late or not self._aggregates_lacking() else None
-        if self.phase is Phase.REVEAL:
-            return Trigger.REVEALS_IN if late or not self._reveals_lacking() else None
         if self.phase is Phase.PROJECT:
             return Trigger.CHECKS_DONE
-        return Trigger.VIEW_CHANGED if late else None
+        if self.phase is Phase.SIGN or accepted is None:
+            return Trigger.VIEW_CHANGED if late else None
+        if self.phase is Phase.EXCHANGE:
+            return Trigger.PARTS_IN if late or not accepted.parts_lacking(self._blobs, self.gone) else None
+        if self.phase is Phase.AGGREGATE:
+            return Trigger.AGGREGATES_IN if late or not accepted.aggregates_lacking(self._blobs, self.gone) else None
+        return Trigger.REVEALS_IN if late or not accepted.reveals_lacking(self.gone) else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -291,33 +276,6 @@ class StepMachine:
             and (member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
         ]
 
-    def _parts_lacking(self) -> list[tuple[PeerId, Digest]]:
-        """Inputs of this member's own parts that are neither here nor given up."""
-        return [
-            (peer, name) for _, _, peer, name in self._my_inputs() if name not in self._blobs and peer not in self.gone
-        ]
-
-    def _aggregates_lacking(self) -> list[int]:
-        if self._cut is None or self._cut_name is None:
-            return []
-        lacking = []
-        for part, aggregator in enumerate(self.facts.duties(self._cut)):
-            said = self.transcript.aggregate(self._cut_name, part, aggregator)
-            held = said is not None and said.digest in self._blobs
-            hopeless = said is None and (aggregator in self.gone or self._nothing_to_aggregate(part, aggregator))
-            if not held and not hopeless:
-                lacking.append(part)
-        return lacking
-
-    def _nothing_to_aggregate(self, part: int, aggregator: PeerId) -> bool:
-        return aggregator == self.me and (self._cut_name, part) not in self._aggregating
-
-    def _reveals_lacking(self) -> list[PeerId]:
-        if self._cut is None:
-            return []
-        peers = [self.facts.peers[index] for index, _ in self._cut.commits]
-        return [peer for peer in peers if peer not in self.transcript.reveals and peer not in self.gone]
-
     # --- entering phases ---------------------------------------------------------------------------------
 
     def _move(self, trigger: Trigger, now: float) -> None:
@@ -331,52 +289,61 @@ class StepMachine:
         self._resend_at = now + self._resend_wait
         if target is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
+        elif target is Phase.SIGN and self._accepted is not None:
+            self._deadline = max(self._accepted.schedule.outcome, now + self._view_seconds())
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
-        elif target is Phase.AGGREGATE:
-            self._enter_aggregate()
-        elif target is Phase.REVEAL:
-            self._enter_reveal()
-        elif target is Phase.SIGN:
-            self._deadline = max(self._schedule().outcome, now + self._view_seconds())
+        elif target is Phase.AGGREGATE and self._accepted is not None:
+            self._enter_aggregate(self._accepted)
+        elif target is Phase.REVEAL and self._accepted is not None:
+            self._enter_reveal(self._accepted)
 
     def _enter_exchange(self, now: float) -> None:
         found = self._acceptable_cut()
         if found is None:
             return
-        self._cut_name, self._cut = found
+        name, cut = found
         self._pulled = False
-        if self._cut_name not in self._schedules:
-            self._schedules[self._cut_name] = self._lay_out(now)
-            self._send_parts()
-            if self.me not in self._contributors():
-                self.effects.append(CancelWork(self.facts.head.step))
-            for part, member, _, name in self._my_inputs():
-                if name not in self._blobs:
-                    size = self._part_bytes(part)
-                    self.effects.append(ExpectPart(self.facts.head.step, part, member, name, size))
-        self._deadline = self._schedules[self._cut_name].parts
-        for (cut, _, sender), opened in list(self.transcript.aggregates.items()):
-            if cut == self._cut_name and isinstance(opened.payload, Aggregate):
+        known = self._cuts.get(name)
+        if known is None:
+            schedule = lay_out(now, self._timing.transfer.bound_seconds(), self._timing.delivery_seconds)
+            known = self._cuts[name] = AcceptedCut(self.facts, self.transcript, self.me, name, cut, schedule)
+            self._send_and_expect_parts(known)
+        self._accepted = known
+        self._deadline = known.schedule.parts
+        for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
+            if heard == name and isinstance(opened.payload, Aggregate):
                 self._expect_aggregate(opened.payload, sender)
 
-    def _enter_aggregate(self) -> None:
-        self._deadline = self._schedule().aggregates
-        if self._cut is None or self._cut_name is None:
-            return
-        inputs: dict[int, list[tuple[int, Digest]]] = {}
-        for part, member, _, name in self._my_inputs():
-            if name in self._blobs:
-                inputs.setdefault(part, []).append((member, name))
-        for part, rows in inputs.items():
-            if (self._cut_name, part) not in self._aggregating:
-                self._aggregating.add((self._cut_name, part))
-                self.effects.append(AggregatePart(self.facts.head.step, self._cut_name, part, tuple(rows)))
+    def _send_and_expect_parts(self, accepted: AcceptedCut) -> None:
+        step = self.facts.head.step
+        mine = self.transcript.commit_of(self.me)
+        if self.me not in accepted.contributors:
+            self.effects.append(CancelWork(step))
+        elif mine is not None:
+            for part, aggregator in enumerate(accepted.duties):
+                if aggregator != self.me and mine.parts[part] in self._blobs:
+                    self.effects.append(SendBlob((aggregator,), Digest(mine.parts[part])))
+        for item in accepted.inputs:
+            if item.digest not in self._blobs:
+                size = self._part_bytes(item.part)
+                self.effects.append(ExpectPart(step, item.part, item.member, item.digest, size))
 
-    def _enter_reveal(self) -> None:
-        self._deadline = self._schedule().reveals
-        if self._cut_name is not None and self.me in self._contributors():
-            self._say(Kind.REVEAL, 0, b"", Reveal(self._cut_name, self._nonce()))
+    def _enter_aggregate(self, accepted: AcceptedCut) -> None:
+        self._deadline = accepted.schedule.aggregates
+        rows: dict[int, list[tuple[int, Digest]]] = {}
+        for item in accepted.inputs:
+            if item.digest in self._blobs:
+                rows.setdefault(item.part, []).append((item.member, item.digest))
+        for part, inputs in rows.items():
+            if part not in accepted.aggregating:
+                accepted.aggregating.add(part)
+                self.effects.append(AggregatePart(self.facts.head.step, accepted.name, part, tuple(inputs)))
+
+    def _enter_reveal(self, accepted: AcceptedCut) -> None:
+        self._deadline = accepted.schedule.reveals
+        if self.me in accepted.contributors:
+            self._say(Kind.REVEAL, 0, b"", Reveal(accepted.name, self._nonce()))
 
     # --- acting inside a phase ---------------------------------------------------------------------------
 
@@ -384,10 +351,11 @@ class StepMachine:
         """What a phase does besides waiting: propose, pull, vote, certify."""
         if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
             self._propose_cut()
-        if self.phase is Phase.EXCHANGE and not self._pulled and now >= self._schedule().pull:
+        accepted = self._accepted
+        if self.phase is Phase.EXCHANGE and accepted is not None and not self._pulled and now >= accepted.schedule.pull:
             self._pulled = True
-            for peer, name in self._parts_lacking():
-                self.effects.append(FetchBlob((peer,), name))
+            for item in accepted.parts_lacking(self._blobs, self.gone):
+                self.effects.append(FetchBlob((item.peer,), item.digest))
         if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
             self._propose_outcome()
         self._consider_outcome(now)
@@ -401,7 +369,7 @@ class StepMachine:
         if required is not None:
             self._say(Kind.OUTCOME, view, b"", required)
             return
-        cut = self._cut
+        cut = self._accepted.cut if self._accepted is not None else None
         if cut is None and len(self.transcript.commits) >= self.quorum:
             peers = self.facts.peers
             commits = [
@@ -414,11 +382,12 @@ class StepMachine:
     def _propose_outcome(self) -> None:
         view = self.ballot.view
         slot = Slot(self.facts.head.step, view, Kind.OUTCOME, b"")
-        if slot in self._signed or self._cut is None or self._cut_name is None or not self.ballot.may_propose():
+        accepted = self._accepted
+        if slot in self._signed or accepted is None or not self.ballot.may_propose():
             return
         header = self.ballot.strongest_lock(self._believable)
         if header is None:
-            header = build_header(self.facts, self.transcript, self._blobs, self._cut_name, self._cut)
+            header = build_header(self.facts, self.transcript, self._blobs, accepted.name, accepted.cut)
         self._say(Kind.OUTCOME, view, b"", header)
 
     def _consider_outcome(self, now: float) -> None:
@@ -511,28 +480,6 @@ class StepMachine:
             return None
         return opened.digest, opened.payload
 
-    def _my_inputs(self) -> list[tuple[int, int, PeerId, Digest]]:
-        """(part, member index, peer, blob digest) of every input of the parts this member aggregates."""
-        if self._cut is None:
-            return []
-        inputs = []
-        for part, aggregator in enumerate(self.facts.duties(self._cut)):
-            if aggregator != self.me:
-                continue
-            for index, _ in self._cut.commits:
-                commit = self.transcript.commit_in(self._cut, index, self.facts.peers[index])
-                if commit is not None:
-                    inputs.append((part, index, self.facts.peers[index], Digest(commit.parts[part])))
-        return inputs
-
-    def _send_parts(self) -> None:
-        mine = self.transcript.commit_of(self.me)
-        if self._cut is None or mine is None or self.me not in self._contributors():
-            return
-        for part, aggregator in enumerate(self.facts.duties(self._cut)):
-            if aggregator != self.me and mine.parts[part] in self._blobs:
-                self.effects.append(SendBlob((aggregator,), Digest(mine.parts[part])))
-
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
         cut = self.transcript.cut(aggregate.cut)
         if cut is None or aggregate.digest in self._blobs or self.facts.duties(cut)[aggregate.part] != sender:
@@ -592,39 +539,19 @@ class StepMachine:
         for opened in self.transcript.own(self.me):
             if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
                 self.effects.append(SendEnvelope(self._others(), opened.envelope))
-        for part in self._aggregates_lacking() if self.phase is Phase.AGGREGATE else ():
-            self._pull_aggregate(part)
+        if self.phase is Phase.AGGREGATE and self._accepted is not None:
+            for part in self._accepted.aggregates_lacking(self._blobs, self.gone):
+                self._pull_aggregate(self._accepted, part)
         self._asked.clear()
         self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
         self._resend_at = now + self._resend_wait
 
-    def _pull_aggregate(self, part: int) -> None:
-        if self._cut is None or self._cut_name is None:
-            return
-        aggregator = self.facts.duties(self._cut)[part]
-        said = self.transcript.aggregate(self._cut_name, part, aggregator)
+    def _pull_aggregate(self, accepted: AcceptedCut, part: int) -> None:
+        aggregator = accepted.duties[part]
+        said = self.transcript.aggregate(accepted.name, part, aggregator)
         if said is not None and aggregator != self.me:
             others = tuple(peer for peer in self._others() if peer != aggregator)
             self.effects.append(FetchBlob((aggregator, *others), Digest(said.digest)))
-
-    def _lay_out(self, now: float) -> Schedule:
-        transfer, delivery = self._timing.transfer.bound_seconds(), self._timing.delivery_seconds
-        return Schedule(
-            accepted=now,
-            pull=now + transfer / 2,
-            parts=now + transfer,
-            aggregates=now + 2 * transfer,
-            reveals=now + 2 * transfer + delivery,
-            outcome=now + 2 * transfer + 3 * delivery,
-        )
-
-    def _schedule(self) -> Schedule:
-        if self._cut_name is None:
-            return Schedule(0, 0, 0, 0, 0, 0)
-        return self._schedules[self._cut_name]
-
-    def _contributors(self) -> set[PeerId]:
-        return {self.facts.peers[index] for index, _ in self._cut.commits} if self._cut is not None else set()
 
     def _others(self) -> tuple[PeerId, ...]:
         return tuple(peer for peer in self.facts.peers if peer != self.me)

@@ -195,8 +195,9 @@ class FakePeer:
         for candidate in effect.candidates:
             other = self.swarm.peers.get(candidate)
             if other is not None and other.alive and effect.digest in other.blobs:
-                self.swarm.deliver_blob(other, self.id, effect.digest)
-                return
+                if not self.swarm.loses(candidate, self.id):
+                    self.swarm.deliver_blob(other, self.id, effect.digest, lossless=True)
+                    return
         self._later(0.1, events.BlobFailed(effect.digest))
 
     def _request_chain(self, effect: effects.RequestChain) -> None:
@@ -246,7 +247,7 @@ class Swarm:
         if receiver is not None and not self.loses(sender.id, to):
             self.at(self.now + self.delay(), lambda: receiver.give(event))
 
-    def deliver_blob(self, sender: FakePeer, to: PeerId, digest: Digest) -> None:
+    def deliver_blob(self, sender: FakePeer, to: PeerId, digest: Digest, lossless: bool = False) -> None:
         if digest not in sender.blobs:
             self.violation("sending a blob that is not held")
         receiver = self.peers.get(to)
@@ -256,7 +257,7 @@ class Swarm:
                 receiver.blobs.add(digest)
                 receiver.give(events.BlobArrived(digest))
 
-        if not self.loses(sender.id, to):
+        if lossless or not self.loses(sender.id, to):
             self.at(self.now + self.delay() * 2, arrive)
 
     def kill(self, peer: FakePeer, noticed: bool = True) -> None:

@@ -92,7 +92,7 @@ def test_a_peer_that_misses_too_many_steps_drops_out_and_comes_back() -> None:
     assert len(rosters[-1]) == 4
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(40))
 def test_lost_and_late_messages_cost_time_but_no_agreement(seed: int) -> None:
     swarm = Swarm(5, seed=seed)
     swarm.loses = lambda sender, receiver: swarm.random.random() < 0.15
@@ -102,7 +102,7 @@ def test_lost_and_late_messages_cost_time_but_no_agreement(seed: int) -> None:
     assert_sound(swarm)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(40))
 def test_a_restarted_peer_signs_no_slot_twice_and_catches_up(seed: int) -> None:
     swarm = Swarm(4, seed=seed)
     swarm.start()

@@ -1,0 +1,103 @@
+"""An accepted cut: who contributes, who aggregates what, what is still lacking, and how long to wait for it.
+
+The idea: once a cut is accepted everything else in the step is a question about it, so those questions live
+together, as reads only. All waits are laid out from the moment of acceptance and stay valid when a later
+proposer proposes the same cut, so a crash is waited for once. SPEC.md §4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Cut
+from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Absolute deadlines of one accepted cut, in the node's seconds."""
+
+    accepted: float
+    pull: float
+    """When parts that were not pushed are asked for."""
+    parts: float
+    aggregates: float
+    reveals: float
+    outcome: float
+
+
+def lay_out(now: float, transfer_seconds: float, delivery_seconds: float) -> Schedule:
+    """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence
+    twice the transfer time for aggregates; each later phase adds one delivery."""
+    aggregates = now + 2 * transfer_seconds
+    return Schedule(
+        accepted=now,
+        pull=now + transfer_seconds / 2,
+        parts=now + transfer_seconds,
+        aggregates=aggregates,
+        reveals=aggregates + delivery_seconds,
+        outcome=aggregates + 3 * delivery_seconds,
+    )
+
+
+class Input(NamedTuple):
+    """One contributor's part of a gradient, as an input of an aggregate."""
+
+    part: int
+    member: int
+    peer: PeerId
+    digest: Digest
+
+
+class AcceptedCut:
+    """A cut whose commits are all held, seen by one member."""
+
+    def __init__(
+        self, facts: StepFacts, transcript: Transcript, me: PeerId, name: Digest, cut: Cut, schedule: Schedule
+    ) -> None:
+        self.name = name
+        self.cut = cut
+        self.schedule = schedule
+        self.duties = facts.duties(cut)
+        """Who aggregates each part."""
+        self.contributors = tuple(facts.peers[index] for index, _ in cut.commits)
+        self.aggregating: set[int] = set()
+        """Parts whose aggregation this member has started."""
+        self._me = me
+        self._transcript = transcript
+        self.inputs = self._my_inputs(facts)
+
+    def _my_inputs(self, facts: StepFacts) -> list[Input]:
+        """Every input of the parts this member aggregates, by part and member."""
+        inputs = []
+        for part, aggregator in enumerate(self.duties):
+            if aggregator != self._me:
+                continue
+            for index, _ in self.cut.commits:
+                commit = self._transcript.commit_in(self.cut, index, facts.peers[index])
+                if commit is not None:
+                    inputs.append(Input(part, index, facts.peers[index], Digest(commit.parts[part])))
+        return inputs
+
+    def parts_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> list[Input]:
+        """Inputs of this member's own parts that are neither here nor given up."""
+        return [item for item in self.inputs if item.digest not in blobs and item.peer not in gone]
+
+    def aggregates_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> list[int]:
+        """Parts whose aggregate is not held and may still come."""
+        lacking = []
+        for part, aggregator in enumerate(self.duties):
+            said = self._transcript.aggregate(self.name, part, aggregator)
+            held = said is not None and said.digest in blobs
+            idle = aggregator == self._me and part not in self.aggregating
+            hopeless = said is None and (aggregator in gone or idle)
+            if not held and not hopeless:
+                lacking.append(part)
+        return lacking
+
+    def reveals_lacking(self, gone: set[PeerId]) -> list[PeerId]:
+        """Contributors whose nonce is not open and may still come."""
+        return [peer for peer in self.contributors if peer not in self._transcript.reveals and peer not in gone]
