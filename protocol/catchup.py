@@ -96,7 +96,7 @@ class CatchUp:
         effects: list[Effect] = []
         for part, name in lacking.items():
             size = part_bytes(self._elements, len(parts), part)
-            effects.append(ExpectAggregate(self.step, part, Digest(name), size))
+            effects.append(ExpectAggregate(self.step, part, len(parts), Digest(name), size))
             effects.append(FetchBlob(candidates, Digest(name)))
         return effects
 

@@ -80,6 +80,8 @@ class ExpectPart:
 
     step: int
     part: int
+    parts: int
+    """Into how many parts the vector is cut in this step."""
     member: int
     digest: Digest
     blob_bytes: int
@@ -91,6 +93,7 @@ class ExpectAggregate:
 
     step: int
     part: int
+    parts: int
     digest: Digest
     blob_bytes: int
 

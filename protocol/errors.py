@@ -79,3 +79,11 @@ class Refusal(CrowdsurfError):
     def severity(self) -> Severity:
         """IGNORE for what a correct peer on a slow link may also send, REJECT for everything else."""
         return Severity.IGNORE if self.code in _IGNORED else Severity.REJECT
+
+
+class Unreachable(WorldError):
+    """Nobody answers: no bootstrap address, no member of the swarm."""
+
+
+class RefusedBySwarm(CrowdsurfError):
+    """The swarm does not want this peer: another protocol version, not admitted, banned."""

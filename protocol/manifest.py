@@ -17,13 +17,15 @@ from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId, digest, public_key_of
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*\Z")]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0, le=1e12)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
-Parameter = int | float | str | bool
+Integer = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Parameter = Integer | float | Text | bool
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +53,7 @@ class WorkSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Micro-batches whose gradients are averaged in order."""
     micro_batch_samples: PositiveInt = 32
     """Samples (or sequences) in one micro-batch."""
-    precision: Annotated[str, msgspec.Meta(pattern="^(float32|bfloat16)$")] = "float32"
+    precision: Annotated[str, msgspec.Meta(pattern=r"^(float32|bfloat16)\Z")] = "float32"
     """Autocast precision of forward and backward; parameters and gradients stay float32."""
 
 
@@ -59,7 +61,7 @@ class OptimizerSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The outer optimizer, applied identically by every peer to the aggregated gradient. Its state is part of
     the certified state, so momentum needs no trust."""
 
-    name: Annotated[str, msgspec.Meta(pattern="^(sgd|adamw)$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^(sgd|adamw)\Z")]
     """`sgd` (momentum) or `adamw`."""
     learning_rate: PositiveFloat
     """Peak learning rate."""
@@ -126,15 +128,15 @@ class Manifest(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seed of the initial parameters and of the first beacon."""
     steps: Count = 0
     """Certified steps after which the run ends; 0 never ends."""
-    codec: Annotated[str, msgspec.Meta(pattern="^float32$")] = "float32"
+    codec: Annotated[str, msgspec.Meta(pattern=r"^float32\Z")] = "float32"
     """How parts travel. Others come with their issue."""
     peers_max: Annotated[int, msgspec.Meta(ge=1, le=limits.ROSTER_PEERS_MAX)] = 64
     """Members of the group; join requests beyond it wait."""
-    quorum: Annotated[str, msgspec.Meta(pattern="^(majority|two_thirds)$")] = "majority"
+    quorum: Annotated[str, msgspec.Meta(pattern=r"^(majority|two_thirds)\Z")] = "majority"
     """Signatures that make a certificate: more than half, or more than two thirds of the roster."""
     missed_steps_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 5
     """Consecutive certified steps without a member's work after which it leaves the roster, unharmed."""
-    admission: Annotated[str, msgspec.Meta(pattern="^(open|founders)$")] = "open"
+    admission: Annotated[str, msgspec.Meta(pattern=r"^(open|founders)\Z")] = "open"
     """`open`: anyone may ask to join; `founders`: nobody but the founders."""
 
     def __post_init__(self) -> None:

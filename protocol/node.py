@@ -250,12 +250,12 @@ class Node:
             self.membership.on_join(opened.sender, opened.envelope.step, head)
         elif isinstance(opened.payload, Leave):
             self.membership.on_leave(opened.sender, opened.envelope.step, head)
-        self._effects.append(RosterChanged(self._contacts()))
+        self._effects.append(RosterChanged(self.contacts()))
         if self.machine is not None:
             self.machine.joins, self.machine.leaves = self.membership.joins(head), self.membership.leaves(head)
 
     def _on_want(self, event: events.WantReceived) -> None:
-        if self.machine is None:
+        if self.machine is None or event.source not in self.contacts():
             return
         for name in event.digests:
             for opened in self.machine.forwardable(name):
@@ -267,7 +267,8 @@ class Node:
         if envelope.kind == Kind.VOTE and envelope.step == self._step - 1 and source not in self._late_voters:
             self._late_voters.add(source)
             return
-        self._help(source, envelope.step)
+        if source in self.contacts():
+            self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
 
     def _help_after_the_end(self, event: Event) -> None:
@@ -317,7 +318,7 @@ class Node:
         self.catch_up.remember(certificate)
         self._effects.append(PersistCertificate(certificate))
         voters = {head.roster.peers[index] for index, _, _ in certificate.votes}
-        lagging = tuple(peer for peer in self._contacts() if peer not in voters)
+        lagging = tuple(peer for peer in self.contacts() if peer not in voters)
         if lagging:
             self._effects.append(SendCertificates(lagging, (certificate,)))
         self._effects.append(self._story(certificate, head.roster.peers, view))
@@ -335,7 +336,7 @@ class Node:
         }
         self.membership.on_head(self.chain.head)
         if head.roster.peers != self.chain.head.roster.peers:
-            self._effects.append(RosterChanged(self._contacts()))
+            self._effects.append(RosterChanged(self.contacts()))
 
     def _story(self, certificate: Certificate, peers: tuple[PeerId, ...], view: int) -> StepCertified:
         header = certificate.header
@@ -435,7 +436,7 @@ class Node:
     def _step(self) -> int:
         return self.chain.head.step
 
-    def _contacts(self) -> tuple[PeerId, ...]:
+    def contacts(self) -> tuple[PeerId, ...]:
         """Peers to stay connected to and to tell about certified steps."""
         peers = set(self.chain.head.roster.peers) | self.membership.candidates()
         return tuple(sorted(peers - {self.me}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crowdsurf.protocol import assignment, checks, limits
-from crowdsurf.protocol.accepted_cut import AcceptedCut, lay_out
+from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.deadlines import Estimator
@@ -109,7 +109,7 @@ class StepMachine:
         self._blobs: set[bytes] = set()
         self._signed: dict[Slot, Opened] = {}
         self._began = now
-        self._accepted: AcceptedCut | None = None
+        self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
         self._asked: dict[bytes, float] = {}
@@ -137,8 +137,8 @@ class StepMachine:
         if self.phase is Phase.DONE:
             return None
         times = [self._deadline, self._resend_at]
-        if self.phase is Phase.EXCHANGE and not self._pulled and self._accepted is not None:
-            times.append(self._accepted.schedule.pull)
+        if self.phase is Phase.EXCHANGE and not self._pulled and self.accepted is not None:
+            times.append(self.accepted.schedule.pull)
         return min(times)
 
     def advance(self, now: float) -> None:
@@ -184,8 +184,8 @@ class StepMachine:
     def on_blob(self, digest: bytes, now: float) -> None:
         """A blob this step may be waiting for is held now."""
         self._blobs.add(digest)
-        if self._accepted is not None:
-            self._timing.transfer.observe(now - self._accepted.schedule.accepted)
+        if self.accepted is not None:
+            self._timing.transfer.observe(now - self.accepted.schedule.accepted)
         self.advance(now)
 
     def on_part_aggregated(self, event: PartAggregated, now: float) -> None:
@@ -234,7 +234,7 @@ class StepMachine:
     # --- the table's triggers ----------------------------------------------------------------------------
 
     def _trigger(self, now: float) -> Trigger | None:
-        late, accepted = now >= self._deadline, self._accepted
+        late, accepted = now >= self._deadline, self.accepted
         if self.phase in (Phase.WORK, Phase.COMMIT):
             return self._commits_trigger(late, now)
         if self.phase is Phase.PROPOSE:
@@ -244,9 +244,9 @@ class StepMachine:
         if self.phase is Phase.SIGN or accepted is None:
             return Trigger.VIEW_CHANGED if late else None
         if self.phase is Phase.EXCHANGE:
-            return Trigger.PARTS_IN if late or not accepted.parts_lacking(self._blobs, self.gone) else None
+            return Trigger.PARTS_IN if late or not self.parts_lacking() else None
         if self.phase is Phase.AGGREGATE:
-            return Trigger.AGGREGATES_IN if late or not accepted.aggregates_lacking(self._blobs, self.gone) else None
+            return Trigger.AGGREGATES_IN if late or not self.aggregates_lacking() else None
         return Trigger.REVEALS_IN if late or not accepted.reveals_lacking(self.gone) else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
@@ -255,7 +255,7 @@ class StepMachine:
         enough = len(self.transcript.commits) >= self.quorum
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
-        return Trigger.COMMITS_IN if enough and (late or not self._commits_lacking()) else None
+        return Trigger.COMMITS_IN if enough and (late or not self.commits_lacking()) else None
 
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -265,7 +265,15 @@ class StepMachine:
             return None
         return Trigger.VIEW_CHANGED if late else None
 
-    def _commits_lacking(self) -> list[PeerId]:
+    def parts_lacking(self) -> list[Input]:
+        """Inputs this member still waits for."""
+        return self.accepted.parts_lacking(self._blobs, self.gone) if self.accepted is not None else []
+
+    def aggregates_lacking(self) -> list[int]:
+        """Parts whose aggregate this member still waits for."""
+        return self.accepted.aggregates_lacking(self._blobs, self.gone) if self.accepted is not None else []
+
+    def commits_lacking(self) -> list[PeerId]:
         """Members that are waited for and have not committed."""
         members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
         return [
@@ -289,14 +297,14 @@ class StepMachine:
         self._resend_at = now + self._resend_wait
         if target is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
-        elif target is Phase.SIGN and self._accepted is not None:
-            self._deadline = max(self._accepted.schedule.outcome, now + self._view_seconds())
+        elif target is Phase.SIGN and self.accepted is not None:
+            self._deadline = max(self.accepted.schedule.outcome, now + self._view_seconds())
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
-        elif target is Phase.AGGREGATE and self._accepted is not None:
-            self._enter_aggregate(self._accepted)
-        elif target is Phase.REVEAL and self._accepted is not None:
-            self._enter_reveal(self._accepted)
+        elif target is Phase.AGGREGATE and self.accepted is not None:
+            self._enter_aggregate(self.accepted)
+        elif target is Phase.REVEAL and self.accepted is not None:
+            self._enter_reveal(self.accepted)
 
     def _enter_exchange(self, now: float) -> None:
         found = self._acceptable_cut()
@@ -309,7 +317,7 @@ class StepMachine:
             schedule = lay_out(now, self._timing.transfer.bound_seconds(), self._timing.delivery_seconds)
             known = self._cuts[name] = AcceptedCut(self.facts, self.transcript, self.me, name, cut, schedule)
             self._send_and_expect_parts(known)
-        self._accepted = known
+        self.accepted = known
         self._deadline = known.schedule.parts
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
             if heard == name and isinstance(opened.payload, Aggregate):
@@ -327,7 +335,7 @@ class StepMachine:
         for item in accepted.inputs:
             if item.digest not in self._blobs:
                 size = self._part_bytes(item.part)
-                self.effects.append(ExpectPart(step, item.part, item.member, item.digest, size))
+                self.effects.append(ExpectPart(step, item.part, len(self.facts.peers), item.member, item.digest, size))
 
     def _enter_aggregate(self, accepted: AcceptedCut) -> None:
         self._deadline = accepted.schedule.aggregates
@@ -351,10 +359,10 @@ class StepMachine:
         """What a phase does besides waiting: propose, pull, vote, certify."""
         if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
             self._propose_cut()
-        accepted = self._accepted
+        accepted = self.accepted
         if self.phase is Phase.EXCHANGE and accepted is not None and not self._pulled and now >= accepted.schedule.pull:
             self._pulled = True
-            for item in accepted.parts_lacking(self._blobs, self.gone):
+            for item in self.parts_lacking():
                 self.effects.append(FetchBlob((item.peer,), item.digest))
         if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
             self._propose_outcome()
@@ -369,7 +377,7 @@ class StepMachine:
         if required is not None:
             self._say(Kind.OUTCOME, view, b"", required)
             return
-        cut = self._accepted.cut if self._accepted is not None else None
+        cut = self.accepted.cut if self.accepted is not None else None
         if cut is None and len(self.transcript.commits) >= self.quorum:
             peers = self.facts.peers
             commits = [
@@ -382,7 +390,7 @@ class StepMachine:
     def _propose_outcome(self) -> None:
         view = self.ballot.view
         slot = Slot(self.facts.head.step, view, Kind.OUTCOME, b"")
-        accepted = self._accepted
+        accepted = self.accepted
         if slot in self._signed or accepted is None or not self.ballot.may_propose():
             return
         header = self.ballot.strongest_lock(self._believable)
@@ -484,17 +492,15 @@ class StepMachine:
         cut = self.transcript.cut(aggregate.cut)
         if cut is None or aggregate.digest in self._blobs or self.facts.duties(cut)[aggregate.part] != sender:
             return
-        size = self._part_bytes(aggregate.part)
-        self.effects.append(ExpectAggregate(self.facts.head.step, aggregate.part, Digest(aggregate.digest), size))
+        self.effects.append(self._expectation(aggregate.part, Digest(aggregate.digest)))
 
     def _ask_for(self, missing: Missing, proposer: PeerId, now: float) -> None:
         if missing.messages:
             self._want(proposer, list(missing.messages), now)
         for part, name in missing.blobs:
             if self._may_ask(name, now):
-                size = self._part_bytes(part)
                 others = tuple(peer for peer in self._others() if peer != proposer)
-                self.effects.append(ExpectAggregate(self.facts.head.step, part, name, size))
+                self.effects.append(self._expectation(part, name))
                 self.effects.append(FetchBlob((proposer, *others), name))
 
     def _want(self, peer: PeerId, digests: list[Digest], now: float | None) -> None:
@@ -539,9 +545,9 @@ class StepMachine:
         for opened in self.transcript.own(self.me):
             if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
                 self.effects.append(SendEnvelope(self._others(), opened.envelope))
-        if self.phase is Phase.AGGREGATE and self._accepted is not None:
-            for part in self._accepted.aggregates_lacking(self._blobs, self.gone):
-                self._pull_aggregate(self._accepted, part)
+        if self.phase is Phase.AGGREGATE and self.accepted is not None:
+            for part in self.aggregates_lacking():
+                self._pull_aggregate(self.accepted, part)
         self._asked.clear()
         self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
         self._resend_at = now + self._resend_wait
@@ -555,6 +561,9 @@ class StepMachine:
 
     def _others(self) -> tuple[PeerId, ...]:
         return tuple(peer for peer in self.facts.peers if peer != self.me)
+
+    def _expectation(self, part: int, name: Digest) -> ExpectAggregate:
+        return ExpectAggregate(self.facts.head.step, part, len(self.facts.peers), name, self._part_bytes(part))
 
     def _part_bytes(self, part: int) -> int:
         return assignment.part_bytes(self._elements, len(self.facts.peers), part)

@@ -33,9 +33,10 @@ def unpack(data: bytes | memoryview, kind: type[T], bytes_max: int) -> T:
     plain = _unpack_plain(bytes(data))
     try:
         value = msgspec.convert(plain, kind, strict=True, builtin_types=(bytes,))
+        canonical = pack(value)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise Refusal(Code.MALFORMED, f"{kind.__name__}: {error}") from error
-    if pack(value) != data:
+    if canonical != data:
         raise Refusal(Code.NOT_CANONICAL, f"{kind.__name__} is not in canonical form")
     return value
 

@@ -1,0 +1,68 @@
+# Everything a developer runs. The environment is made on first use and renewed when the locked versions change.
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FOLDERS := protocol dht peer cli configs
+# The user's own choice first; Debian's python3 may be too old while a newer one lies beside it.
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+.PHONY: help env dev format lint types check test demo bench clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## make the environment (VENV=.venv, PYTHON=... to choose the interpreter)
+
+# One shell, so that the interpreter found is the one used; -e: the first failure ends it.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "crowdsurf needs Python 3.11 or newer; install it, or name it: make env PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$$found cannot make environments; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; \
+	fi; \
+	echo "making $(VENV) with $$("$$found" -V); the first time takes some minutes"; \
+	"$$found" -m venv "$(VENV)"; \
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"; \
+	touch "$@"
+
+dev: .dev/crowdsurf/.made ## make .dev/crowdsurf, the folder of links that type checkers and editors read
+
+.dev/crowdsurf/.made: Makefile
+	@mkdir -p .dev/crowdsurf
+	@for folder in $(FOLDERS); do ln -sfn "../../$$folder" ".dev/crowdsurf/$$folder"; done
+	@touch $@
+
+format: env ## rewrite the source in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lint: env ## check format and lint rules, change nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: env dev ## check types: strict on protocol/ and dht/, looser on peer/ and cli/
+	@$(BIN)/mypy -p crowdsurf.protocol -p crowdsurf.dht -p crowdsurf.peer -p crowdsurf.cli
+
+check: lint types ## before every commit: lint, types, house rules and the fast tests
+	@$(BIN)/pytest -q -m "not network and not slow and not gpu" $(ARGS)
+
+test: env ## the full test suite (GPU tests are skipped without a GPU)
+	@$(BIN)/pytest $(ARGS)
+
+demo: env ## train a model with four peers on this machine
+	@$(BIN)/crowdsurf demo $(ARGS)
+
+bench: env ## measure a certified step beside a plain all-reduce
+	@$(BIN)/crowdsurf bench step $(ARGS)
+
+clean: ## remove what tools left behind; the environment stays (rm -rf .venv to start over)
+	@rm -rf .dev build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""The valid records of one run, as one directory knows them: bounded, newest only, nothing expired.
+
+The idea: validation and storage are one act, so no directory can hold a record that it did not check. A
+record costs a signature check only when it is new: the same bytes again, and anything older than what is
+held, are settled before. Pure: the clock and the signature check are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from crowdsurf.dht.records import PeerRecord, Verify, check_claims, check_signature, decode_record
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.errors import Code, MisuseError, Refusal
+from crowdsurf.protocol.ids import Digest, PeerId
+
+BOOK_BYTES_MAX = 1024 * 1024
+"""All records together: they travel in one answer, and hivemind's unary calls end at 2 MiB. A group of 256
+with five addresses each needs about 130 KiB."""
+
+
+class Entry(NamedTuple):
+    """A record and the bytes it came in."""
+
+    record: PeerRecord
+    data: bytes
+
+
+class RecordBook:
+    """Records of one run by peer.
+
+    When it is full (limits.DHT_RECORDS_PER_KEY_MAX records or BOOK_BYTES_MAX bytes) a peer that is not yet
+    in it is refused. Evicting instead would let a crowd of fresh identities push out those who are at work.
+    """
+
+    def __init__(self, run_id: Digest, verify: Verify, now: Callable[[], float]) -> None:
+        """`now` gives wall-clock unix seconds."""
+        self.run_id = run_id
+        self._verify = verify
+        self._now = now
+        self._entries: dict[bytes, Entry] = {}
+        self._bytes = 0
+
+    def offer(self, data: bytes, peer: bytes) -> PeerRecord:
+        """Check a record found under the name `peer` and hold it. Offering what is held already is fine.
+
+        Raises Refusal: what `check_record` raises, STALE if a newer one is held, QUEUE_FULL.
+        """
+        now = self._now()
+        self._drop_expired(now)
+        held = self._entries.get(peer)
+        if held is not None and held.data == data:
+            return held.record
+        record = decode_record(data)
+        check_claims(record, self.run_id, now, peer)
+        if held is not None and held.record.expires_at >= record.expires_at:
+            raise Refusal(Code.STALE, "a record of this peer that expires later is known")
+        grown_bytes = self._bytes + len(data) - (len(held.data) if held else 0)
+        full = held is None and len(self._entries) >= limits.DHT_RECORDS_PER_KEY_MAX
+        if full or grown_bytes > BOOK_BYTES_MAX:
+            raise Refusal(Code.QUEUE_FULL, "the directory has no room for another peer of this run")
+        check_signature(record, self._verify)
+        self._entries[record.peer] = Entry(record, data)
+        self._bytes = grown_bytes
+        return record
+
+    def holds(self, data: bytes, peer: bytes) -> bool:
+        """Whether exactly these bytes are the record held for `peer`."""
+        entry = self._entries.get(peer)
+        return entry is not None and entry.data == data
+
+    def entries(self) -> list[Entry]:
+        """Everything that has not expired, sorted by peer."""
+        self._drop_expired(self._now())
+        return [self._entries[peer] for peer in sorted(self._entries)]
+
+    def records(self) -> list[PeerRecord]:
+        """The records of `entries`."""
+        return [entry.record for entry in self.entries()]
+
+    def get(self, peer: PeerId) -> PeerRecord | None:
+        """The record of one peer, if there is one that has not expired."""
+        self._drop_expired(self._now())
+        entry = self._entries.get(peer)
+        return entry.record if entry else None
+
+    def _drop_expired(self, now: float) -> None:
+        for peer in [peer for peer, entry in self._entries.items() if entry.record.expires_at <= now]:
+            self._bytes -= len(self._entries.pop(peer).data)
+
+
+def offer_own(book: RecordBook, data: bytes) -> PeerRecord:
+    """Put our own record into the book. Raises MisuseError where a stranger's record would be refused."""
+    try:
+        return book.offer(data, decode_record(data).peer)
+    except Refusal as refusal:
+        if refusal.code is Code.STALE:
+            # Somebody already handed us a newer record of ours: from before a restart, or from a second process.
+            raise MisuseError("a newer record of this peer is known; give this one a later expiry") from refusal
+        raise MisuseError(f"this peer's directory record was refused: {refusal}") from refusal

@@ -1,0 +1,276 @@
+"""Where tensor bytes live while a step runs: shared memory, found by digest.
+
+The idea: the rules speak of digests only; this is the one place that knows which bytes a digest means and into
+which memory expected bytes must go. A contributor's part goes straight into the inbox row of the part it belongs
+to, an aggregate straight into its place in the averaged gradient, so nothing is copied between the socket and
+the aggregation. Bytes that nobody expects have no place here at all.
+
+Memory is lent, not given: `lend` keeps a segment from being reused while a slow peer still reads from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from crowdsurf.peer.compute.segments import Segment, SegmentPool
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
+from crowdsurf.protocol.effects import ExpectAggregate, ExpectPart
+from crowdsurf.protocol.ids import Digest
+
+
+@dataclass(slots=True, eq=False)
+class _Memory:
+    """A segment and who still uses it."""
+
+    segment: Segment
+    users: int = 0
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some bytes of a segment."""
+
+    memory: _Memory
+    offset: int
+    nbytes: int
+
+    @property
+    def view(self) -> memoryview:
+        return self.memory.segment.view[self.offset : self.offset + self.nbytes]
+
+
+@dataclass(slots=True)
+class _StepMemory:
+    """Everything one step needs."""
+
+    parts: int
+    gradient: _Memory | None = None
+    aggregate: _Memory | None = None
+    inboxes: dict[int, _Memory] = field(default_factory=dict)
+    held: set[Digest] = field(default_factory=set)
+
+
+class BlobStore:
+    """Bytes by digest, and places for the bytes that are expected."""
+
+    def __init__(self, elements: int, pool: SegmentPool) -> None:
+        self._elements = elements
+        self._pool = pool
+        self._steps: dict[int, _StepMemory] = {}
+        self._held: dict[Digest, Place] = {}
+        self._expected: dict[Digest, tuple[int, Place]] = {}
+        self._receiving: set[Digest] = set()
+        self._changed = asyncio.Event()
+
+    # --- making places -----------------------------------------------------------------------------------
+
+    def gradient(self, step: int, parts: int) -> Segment:
+        """The segment the work unit of a step writes its gradient into."""
+        memory = self._step(step, parts)
+        if memory.gradient is None:
+            memory.gradient = self._take(self._elements * ELEMENT_BYTES)
+        return memory.gradient.segment
+
+    def add_own_parts(self, step: int, digests: tuple[Digest, ...]) -> None:
+        """The gradient of a step is written; its parts have these digests."""
+        memory = self._steps.get(step)
+        if memory is None or memory.gradient is None:
+            return
+        for digest, (start, stop) in zip(digests, part_ranges(self._elements, len(digests)), strict=True):
+            place = Place(memory.gradient, start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
+            self._hold(step, digest, place)
+
+    def expect_part(self, effect: ExpectPart) -> None:
+        """Make an inbox row for a contributor's part."""
+        memory = self._step(effect.step, effect.parts)
+        inbox = self._inbox(memory, effect.part)
+        self._expect(effect.step, effect.digest, Place(inbox, effect.member * effect.blob_bytes, effect.blob_bytes))
+
+    def expect_aggregate(self, effect: ExpectAggregate) -> None:
+        """Make a place in the averaged gradient for an aggregated part."""
+        start, _ = part_ranges(self._elements, effect.parts)[effect.part]
+        memory = self._aggregate(self._step(effect.step, effect.parts))
+        self._expect(effect.step, effect.digest, Place(memory, start * ELEMENT_BYTES, effect.blob_bytes))
+
+    # --- bytes coming in ---------------------------------------------------------------------------------
+
+    async def wait_expected(self, digest: Digest, timeout_seconds: float) -> bool:
+        """Wait until bytes with this digest are expected or held; False if that does not happen in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while digest not in self._expected and digest not in self._held:
+                    await self._changed.wait()
+        return digest in self._expected or digest in self._held
+
+    @contextlib.contextmanager
+    def receiving(self, digest: Digest) -> Iterator[Place | None]:
+        """The place to receive expected bytes into, for one receiver at a time; None if they are not wanted (now)."""
+        found = self._expected.get(digest)
+        if found is None or digest in self._receiving:
+            yield None
+            return
+        _, place = found
+        self._receiving.add(digest)
+        try:
+            with self._used(place.memory):
+                yield place
+        finally:
+            self._receiving.discard(digest)
+
+    def arrived(self, digest: Digest) -> bool:
+        """The bytes in the place of `digest` are complete and have that digest; False if no longer expected."""
+        found = self._expected.pop(digest, None)
+        if found is None:
+            return False
+        step, place = found
+        self._hold(step, digest, place)
+        return True
+
+    # --- bytes going out and into computation --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lend(self, digest: Digest) -> Iterator[memoryview | None]:
+        """Read-only use of held bytes; their memory is not reused meanwhile. None if they are not held."""
+        place = self._held.get(digest)
+        if place is None:
+            yield None
+            return
+        with self._used(place.memory):
+            yield place.view
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether bytes with this digest are here."""
+        return digest in self._held
+
+    def rows(self, step: int, part: int, inputs: tuple[tuple[int, Digest], ...]) -> tuple[Segment, list[int]]:
+        """The inbox segment of a part and the byte offset of each input's row, in order.
+
+        Our own part (and bytes that two contributors share) is copied into its row; all others are there already.
+        """
+        memory = self._steps[step]
+        inbox = self._inbox(memory, part)
+        start, stop = part_ranges(self._elements, memory.parts)[part]
+        nbytes = (stop - start) * ELEMENT_BYTES
+        offsets = []
+        for member, digest in inputs:
+            place, offset = self._held[digest], member * nbytes
+            if place.memory is not inbox or place.offset != offset:
+                inbox.segment.view[offset : offset + nbytes] = place.view
+            offsets.append(offset)
+        return inbox.segment, offsets
+
+    def parts(self, step: int) -> int:
+        """Into how many parts the vector is cut in a step that has memory. Raises KeyError."""
+        return self._steps[step].parts
+
+    def aggregate_place(self, step: int, part: int) -> tuple[Segment, int]:
+        """Where the aggregate of a part is written: the segment and the byte offset."""
+        memory = self._steps[step]
+        start, _ = part_ranges(self._elements, memory.parts)[part]
+        return self._aggregate(memory).segment, start * ELEMENT_BYTES
+
+    def add_aggregate(self, step: int, part: int, digest: Digest) -> None:
+        """Our own aggregate of a part is written and has this digest."""
+        memory = self._steps.get(step)
+        if memory is None:
+            return
+        start, stop = part_ranges(self._elements, memory.parts)[part]
+        place = Place(self._aggregate(memory), start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
+        self._expected.pop(digest, None)
+        self._hold(step, digest, place)
+
+    def averaged_gradient(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, list[tuple[int, int]]]:
+        """The whole averaged gradient of a certified step and the element ranges of its void parts, zeroed."""
+        memory = self._step(step, len(parts))
+        target = self._aggregate(memory)
+        void = []
+        for digest, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
+            begin, end = start * ELEMENT_BYTES, stop * ELEMENT_BYTES
+            if not digest:
+                void.append((start, stop))
+                target.segment.view[begin:end] = bytes(end - begin)
+                continue
+            place = self._held[Digest(digest)]
+            if place.memory is not target or place.offset != begin:
+                target.segment.view[begin:end] = place.view
+        return target.segment, void
+
+    @contextlib.contextmanager
+    def using(self, segment: Segment) -> Iterator[None]:
+        """Keep a step's segment from being reused while the worker computes with it."""
+        for memory in self._steps.values():
+            for candidate in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
+                if candidate is not None and candidate.segment is segment:
+                    with self._used(candidate):
+                        yield
+                    return
+        yield
+
+    def retire(self, before_step: int) -> None:
+        """Forget everything about earlier steps."""
+        for step in [step for step in self._steps if step < before_step]:
+            memory = self._steps.pop(step)
+            for digest in memory.held:
+                place = self._held.get(digest)
+                if place is not None and place.memory in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
+                    del self._held[digest]
+            self._expected = {name: item for name, item in self._expected.items() if item[0] != step}
+            for used in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
+                if used is not None:
+                    used.retired = True
+                    self._give_back(used)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.retire(2**62)
+        self._pool.close()
+
+    # --- helpers -----------------------------------------------------------------------------------------
+
+    def _step(self, step: int, parts: int) -> _StepMemory:
+        return self._steps.setdefault(step, _StepMemory(parts))
+
+    def _inbox(self, memory: _StepMemory, part: int) -> _Memory:
+        if part not in memory.inboxes:
+            start, stop = part_ranges(self._elements, memory.parts)[part]
+            memory.inboxes[part] = self._take(memory.parts * (stop - start) * ELEMENT_BYTES)
+        return memory.inboxes[part]
+
+    def _aggregate(self, memory: _StepMemory) -> _Memory:
+        if memory.aggregate is None:
+            memory.aggregate = self._take(self._elements * ELEMENT_BYTES)
+        return memory.aggregate
+
+    def _take(self, nbytes: int) -> _Memory:
+        return _Memory(self._pool.take(nbytes))
+
+    @contextlib.contextmanager
+    def _used(self, memory: _Memory) -> Iterator[None]:
+        memory.users += 1
+        try:
+            yield
+        finally:
+            memory.users -= 1
+            self._give_back(memory)
+
+    def _give_back(self, memory: _Memory) -> None:
+        if memory.retired and memory.users == 0:
+            self._pool.release(memory.segment)
+
+    def _expect(self, step: int, digest: Digest, place: Place) -> None:
+        if digest not in self._held:
+            self._expected.setdefault(digest, (step, place))
+            self._notify()
+
+    def _hold(self, step: int, digest: Digest, place: Place) -> None:
+        self._held.setdefault(digest, place)
+        self._steps[step].held.add(digest)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,189 @@
+"""Bulk streams: tensor parts pushed to those who expect them.
+
+The idea: per receiver one stream and one short queue of digests. The receiver looks the digest up first: bytes it
+expects go from the socket straight into shared memory, bytes it does not expect yet are left in the socket (the
+sender waits, which is the back-pressure) until the rules expect them or patience ends. What arrives is digested
+before anybody hears of it; wrong bytes end the stream and are reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from crowdsurf.peer import packets
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.links import Post, Refuse
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.packets import FrameKind
+from crowdsurf.peer.transport import frames
+from crowdsurf.peer.transport.base import Stream, Transport
+from crowdsurf.protocol import events, limits, wire
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId, blob_digest
+
+QUEUED_BLOBS_MAX = 2 * limits.ROSTER_PEERS_MAX
+"""Parts waiting for one peer; older ones are dropped, a peer that still wants them pulls them."""
+DIGEST_IN_THREAD_BYTES = 256 * 1024
+"""Above this the digest is taken in a thread (BLAKE3 lets the event loop go on): 0.05 ms of work."""
+IDLE_SECONDS_MAX = 3600.0
+"""An idle bulk stream is kept this long."""
+BYTES_PER_SECOND_MIN = 64 * 1024
+"""A transfer slower than this is given up; a home connection uploads ten times faster."""
+
+
+def transfer_seconds(nbytes: int) -> float:
+    """Longest acceptable duration of a transfer."""
+    return 30.0 + nbytes / BYTES_PER_SECOND_MIN
+
+
+async def check_digest(view: memoryview, digest: Digest) -> bool:
+    """Whether bytes are what they are called."""
+    if len(view) <= DIGEST_IN_THREAD_BYTES:
+        return blob_digest(view) == digest
+    return await asyncio.to_thread(blob_digest, view) == digest
+
+
+class _Sender:
+    """Pushes blobs to one peer, one after the other, on one stream."""
+
+    def __init__(self, peer: PeerId, bulk: Bulk) -> None:
+        self._peer = peer
+        self._bulk = bulk
+        self._queue: deque[Digest] = deque(maxlen=QUEUED_BLOBS_MAX)
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name="bulk sender")
+
+    def push(self, digest: Digest) -> None:
+        """Queue a blob."""
+        self._queue.append(digest)
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Stop."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        stream: Stream | None = None
+        while True:
+            while self._queue:
+                try:
+                    stream = stream or await self._open()
+                    await self._send(stream, self._queue.popleft())
+                except WorldError:
+                    # The peer, its link or its patience is gone; what it still needs it will pull.
+                    if stream is not None:
+                        stream.abort()
+                    stream = None
+                    self._queue.clear()
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _open(self) -> Stream:
+        stream = await self._bulk.transport.open(self._peer, packets.BULK_STREAM, 10.0)
+        hello = wire.pack(packets.Hello(self._bulk.run_id))
+        await frames.send_frame(stream, FrameKind.HELLO, hello, timeout_seconds=10.0)
+        return stream
+
+    async def _send(self, stream: Stream, digest: Digest) -> None:
+        with self._bulk.blobs.lend(digest) as view:
+            if view is None:
+                return
+            await frames.send_frame(stream, FrameKind.BLOB, digest, view, timeout_seconds=transfer_seconds(len(view)))
+            self._bulk.metrics.part_bytes_sent += len(view)
+
+
+class Bulk:
+    """Sends and receives pushed blobs."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        run_id: Digest,
+        blobs: BlobStore,
+        post: Post,
+        refuse: Refuse,
+        metrics: Metrics,
+        patience_seconds: float,
+    ) -> None:
+        """`patience_seconds` is how long bytes that are not expected yet may wait in their socket."""
+        self.transport = transport
+        self.run_id = run_id
+        self.blobs = blobs
+        self.metrics = metrics
+        self._post = post
+        self._refuse = refuse
+        self._patience_seconds = patience_seconds
+        self._senders: dict[PeerId, _Sender] = {}
+
+    async def start(self) -> None:
+        """Accept bulk streams."""
+        await self.transport.serve(packets.BULK_STREAM, self._serve)
+
+    def push(self, peer: PeerId, digest: Digest) -> None:
+        """Queue a blob for a peer."""
+        if peer not in self._senders:
+            self._senders[peer] = _Sender(peer, self)
+        self._senders[peer].push(digest)
+
+    async def keep(self, peers: set[PeerId]) -> None:
+        """Forget senders to anybody else."""
+        for peer in [peer for peer in self._senders if peer not in peers]:
+            await self._senders.pop(peer).close()
+
+    async def close(self) -> None:
+        """End all transfers."""
+        await self.keep(set())
+
+    async def _serve(self, stream: Stream) -> None:
+        try:
+            kind, payload = await frames.receive_frame(stream, 64, 10.0)
+            packets.check_size(kind, len(payload))
+            packets.decode_hello(payload, self.run_id)
+            while True:
+                await self._receive_one(stream)
+        except Refusal as refusal:
+            self._refuse(stream.peer, refusal)
+            stream.abort()
+
+    async def _receive_one(self, stream: Stream) -> None:
+        bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
+        kind, length = await frames.receive_header(stream, bytes_max, IDLE_SECONDS_MAX)
+        if kind != FrameKind.BLOB or length <= DIGEST_BYTES:
+            raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a bulk stream")
+        name = bytearray(DIGEST_BYTES)
+        await frames.receive_payload(stream, memoryview(name), 30.0)
+        digest, nbytes = Digest(bytes(name)), length - DIGEST_BYTES
+        if not await self.blobs.wait_expected(digest, self._patience_seconds):
+            raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes that nobody here asked for")
+        if await receive_blob(stream, self.blobs, digest, nbytes):
+            self.metrics.part_bytes_received += nbytes
+            await self._post(events.BlobArrived(digest))
+
+
+async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int) -> bool:
+    """Receive announced bytes into their place and check them; False if they were here already (and are skipped).
+
+    Raises Refusal(UNEXPECTED_BLOB) for a wrong size, Refusal(WRONG_DIGEST) for wrong bytes, WorldError.
+    """
+    with blobs.receiving(digest) as place:
+        if place is None:
+            await _skip(stream, nbytes)
+            return False
+        if place.nbytes != nbytes:
+            raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes where {place.nbytes} are expected")
+        await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
+        if not await check_digest(place.view, digest):
+            raise Refusal(Code.WRONG_DIGEST, "the bytes are not what they are called")
+        return blobs.arrived(digest)
+
+
+async def _skip(stream: Stream, nbytes: int) -> None:
+    """Read past bytes that are not needed, without holding them."""
+    scratch = memoryview(bytearray(min(nbytes, 256 * 1024)))
+    async with frames.deadline(transfer_seconds(nbytes), "bytes to skip"):
+        while nbytes:
+            piece = scratch[: min(nbytes, len(scratch))]
+            await stream.receive_into(piece)
+            nbytes -= len(piece)

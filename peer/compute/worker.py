@@ -1,0 +1,247 @@
+"""The compute worker: `python -m crowdsurf.peer.compute.worker`, one process per device, started by the daemon.
+
+The idea: a CUDA crash or an out-of-memory kill must not end the peer, and the daemon's event loop must never
+wait for a kernel. So all tensors live here. Commands come one at a time over a socket, vectors through shared
+memory; the worker ends when its socket does, so it never outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crowdsurf.peer.compute import frames
+from crowdsurf.peer.compute.engine import Engine
+from crowdsurf.peer.compute.errors import WorkerDied, name_of
+from crowdsurf.peer.compute.rules import parse_rule
+from crowdsurf.peer.compute.rules.base import aggregate_rows
+from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
+from crowdsurf.protocol.ids import blob_digest
+from crowdsurf.protocol.manifest import decode_manifest
+
+FLOAT_BYTES = 4
+
+
+class SharedMemory:
+    """The segments the daemon has sent, by identifier."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def attach(self, identifier: int, capacity: int, descriptor: int) -> None:
+        """Map a segment; the descriptor is closed."""
+        try:
+            self._maps[identifier] = mmap.mmap(descriptor, capacity)
+        finally:
+            os.close(descriptor)
+
+    def forget(self, identifier: int) -> None:
+        """Drop a segment; its memory goes with the last tensor over it."""
+        self._maps.pop(identifier, None)
+
+    def view(self, identifier: int, offset: int, nbytes: int) -> memoryview:
+        """Bytes of a segment. Raises MisuseError outside its bounds."""
+        whole = self._maps[identifier]
+        if not 0 <= offset <= offset + nbytes <= len(whole):
+            raise MisuseError(f"bytes {offset}..{offset + nbytes} are outside a segment of {len(whole)}")
+        return memoryview(whole)[offset : offset + nbytes]
+
+    def vector(self, identifier: int, offset: int, elements: int) -> torch.Tensor:
+        """float32 (elements,) over a segment, no copy. Raises MisuseError outside its bounds or unaligned."""
+        if offset % FLOAT_BYTES or elements < 1:
+            raise MisuseError(f"no float32 vector of {elements} elements can begin at byte {offset}")
+        return torch.frombuffer(self.view(identifier, offset, elements * FLOAT_BYTES), dtype=torch.float32)
+
+
+class Worker:
+    """Carries out commands; `connection` is only watched here for the daemon's death."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._memory = SharedMemory()
+        self._control: int | None = None
+        self._engine: Engine | None = None
+        self._commands: dict[str, Callable[..., dict[str, Any]]] = {
+            "start": self._start,
+            "load_initial": lambda: {"digest": self._running.load_initial()},
+            "load_state": self._load_state,
+            "save_state": self._save_state,
+            "work": self._work,
+            "aggregate": self._aggregate,
+            "apply": self._apply,
+            "digest_blob": self._digest_blob,
+            "evaluate": lambda: {"figures": self._running.evaluate()},
+            "export": self._export,
+        }
+        self._command_id = 0
+        self.in_doubt = False
+
+    @property
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise MisuseError("the worker has not been started with a manifest")
+        return self._engine
+
+    def handle(self, message: frames.Message, descriptors: list[int]) -> frames.Message:
+        """Carry out one command and make its answer.
+
+        After an error of ours the worker goes on. After one of torch or of the system (want of memory, a sticky
+        CUDA error) its state is in doubt: it says why and ends. Anything else is a bug and ends it with a traceback.
+        """
+        self._command_id = message["id"]
+        for identifier in message["forget"]:
+            self._memory.forget(identifier)
+        try:
+            for (identifier, capacity), descriptor in zip(message["attach"], descriptors, strict=True):
+                self._memory.attach(identifier, capacity, descriptor)
+            result = self._commands[message["command"]](**message["arguments"])
+        except CrowdsurfError as error:
+            return {"id": message["id"], "error": name_of(error), "text": str(error)}
+        except (RuntimeError, MemoryError, OSError) as error:  # torch reports want of memory as RuntimeError
+            self.in_doubt = True
+            text = f"the worker ended in {message['command']}: {type(error).__name__}: {error}"
+            return {"id": message["id"], "error": WorkerDied.__name__, "text": text}
+        return {"id": message["id"], "result": result}
+
+    def _start(self, manifest: bytes, device: str, control: int) -> dict[str, Any]:
+        self._control = control
+        self._engine = Engine(decode_manifest(manifest), choose_device(device))
+        return {
+            "vector_elements": self._engine.elements,
+            "state_bytes": self._engine.state.nbytes,
+            "device": describe_device(self._engine.device),
+            "dataset_digest": self._engine.dataset_digest,
+            "task_description": self._engine.task.describe(),
+            "has_accuracy": self._engine.task.has_accuracy,
+        }
+
+    def _load_state(self, segment: int, nbytes: int) -> dict[str, Any]:
+        return {"digest": self._running.load_state(self._memory.view(segment, 0, nbytes))}
+
+    def _save_state(self, segment: int) -> dict[str, Any]:
+        state = self._running.state
+        state.save(self._memory.view(segment, 0, state.nbytes))
+        return {"nbytes": state.nbytes, "digest": state.digest()}
+
+    def _work(self, seed: bytes, ranges: list[tuple[int, int]], gradient: int) -> dict[str, Any]:
+        engine = self._running
+        out = self._memory.vector(gradient, 0, engine.elements)
+        if any(not 0 <= start <= stop <= engine.elements for start, stop in ranges):
+            raise MisuseError(f"a range is not inside a vector of {engine.elements} elements")
+        loss, samples = engine.work(seed, out, self._should_stop)
+        digests = [
+            blob_digest(self._memory.view(gradient, start * FLOAT_BYTES, (stop - start) * FLOAT_BYTES))
+            for start, stop in ranges
+        ]
+        return {"part_digests": digests, "loss": loss, "samples": samples}
+
+    def _aggregate(
+        self,
+        rule: str,
+        parameters: dict[str, Any],
+        segment: int,
+        rows: list[int],
+        elements: int,
+        output: int,
+        output_offset: int,
+    ) -> dict[str, Any]:
+        vectors = [self._memory.vector(segment, offset, elements) for offset in rows]
+        out = self._memory.vector(output, output_offset, elements)
+        outcome = aggregate_rows(parse_rule(rule, parameters), vectors, out)
+        return {
+            "digest": blob_digest(self._memory.view(output, output_offset, elements * FLOAT_BYTES)),
+            "excluded_rows": list(outcome.excluded_rows),
+            "iterations": outcome.iterations,
+            "residual": outcome.residual,
+        }
+
+    def _apply(self, aggregate: int, void_ranges: list[tuple[int, int]]) -> dict[str, Any]:
+        gradient = self._memory.vector(aggregate, 0, self._running.elements)
+        return {"digest": self._running.apply(gradient, [(start, stop) for start, stop in void_ranges])}
+
+    def _digest_blob(self, segment: int, offset: int, nbytes: int) -> dict[str, Any]:
+        return {"digest": blob_digest(self._memory.view(segment, offset, nbytes))}
+
+    def _export(self, path: str) -> dict[str, Any]:
+        self._running.export(Path(path))
+        return {}
+
+    def _should_stop(self) -> bool:
+        """Whether the daemon has cancelled this work command or is gone."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        if readable and not self._connection.recv(1, socket.MSG_PEEK):
+            return True
+        if self._control is None:
+            return False
+        (cancelled,) = frames.CANCEL.unpack(self._memory.view(self._control, 0, frames.CANCEL.size))
+        return bool(cancelled == self._command_id)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA when it is there, else the CPU. Raises MisuseError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MisuseError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MisuseError(f"device {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise MisuseError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """`cpu`, or the CUDA device with its name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def set_numerics(threads: int) -> None:
+    """Settings that decide the bits of a result; process-wide, before any tensor is made."""
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    # The same as use_deterministic_algorithms(True), which would also import torch's compiler: two more seconds.
+    torch.set_deterministic_debug_mode("error")
+    # Every buffer here is written before it is read; filling each with NaN first would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer commands until the daemon closes its end or the worker's state is in doubt."""
+    worker = Worker(connection)
+    while not worker.in_doubt and (received := frames.receive(connection)) is not None:
+        message, descriptors = received
+        answer = worker.handle(message, descriptors)
+        try:
+            connection.sendall(frames.encode(answer))
+        except ConnectionError:
+            return
+
+
+def main() -> None:
+    """Entry point of the process; the daemon passes the socket's descriptor and the number of threads."""
+    parser = argparse.ArgumentParser(description="compute worker; started by the daemon")
+    parser.add_argument("--socket-descriptor", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the daemon, which ends us
+    set_numerics(arguments.threads)
+    with socket.socket(fileno=arguments.socket_descriptor) as connection:
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

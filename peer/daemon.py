@@ -1,0 +1,342 @@
+"""The daemon: one peer, put together and run from its first byte on disk to its last.
+
+The idea: this file is the wiring diagram. It opens what a peer is made of in the order in which things can fail
+(key, journal, transport, manifest, worker, directory), hands it to the driver, and takes it apart again in the
+opposite order whatever happened. No rule and no format lives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crowdsurf.dht.base import Directory
+from crowdsurf.peer import packets, status
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.bulk import Bulk
+from crowdsurf.peer.clock import Clock, SystemClock
+from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
+from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.peer.control_socket import ControlSocket
+from crowdsurf.peer.discovery import AddressBook, Discovery
+from crowdsurf.peer.driver import Driver, Parts
+from crowdsurf.peer.duties import Duties
+from crowdsurf.peer.fetch import Fetcher, FetchServer
+from crowdsurf.peer.journal import Journal, read_journal
+from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.last_known import LastKnownPeers
+from crowdsurf.peer.links import Links
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.recovery import RecordType, certificates_of, recover
+from crowdsurf.peer.state_store import StateStore
+from crowdsurf.peer.transport.base import Transport
+from crowdsurf.protocol import effects, events, wire
+from crowdsurf.protocol.envelope import Verify
+from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
+from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
+from crowdsurf.protocol.manifest import Manifest, run_id_of
+from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.node import Node
+
+LINGER_SECONDS = 1.5
+"""How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""
+FIRST_CONTACT_SECONDS_MAX = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Place:
+    """Everything a daemon is given: where it lives and how it reaches others."""
+
+    folder: Path
+    """Folder of this run in the peer's home."""
+    key: PeerKey
+    transport: Transport
+    directory: Directory
+    bootstrap: tuple[str, ...] = ()
+    """Multiaddresses that end in a peer id."""
+    device: str = "auto"
+    threads: int = 1
+    evaluate_steps: int = 0
+    clock: Clock = field(default_factory=SystemClock)
+    verify: Verify = verify
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a peer's run ended."""
+
+    peer: str
+    reason: str
+    certified_steps: int
+    state_digest: str | None
+    test_loss: float | None
+    test_accuracy: float | None
+    initial_test_loss: float | None
+    initial_test_accuracy: float | None
+    part_bytes_sent: int
+    control_bytes_sent: int
+    steps_here: int
+    """Steps certified while this peer ran."""
+    seconds: float
+    """From the first work unit to the last certificate."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Daemon:
+    """One peer of one run. `run` does everything; the rest may be called meanwhile."""
+
+    def __init__(self, manifest: Manifest, place: Place) -> None:
+        self.manifest = manifest
+        self.metrics = Metrics()
+        self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
+        self._place = place
+        self._queue: asyncio.Queue[events.Event] = asyncio.Queue(4096)
+        self._driver = Driver(self._queue, place.clock)
+        self._book = AddressBook()
+        self._node: Node | None = None
+        self._links: Links | None = None
+        self._duties: Duties | None = None
+        self._phase = "starting"
+        self._steps_here = 0
+        self._began = self._ended = 0.0
+        self._losses: dict[int, float] = {}
+
+    # --- while it runs -------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """A snapshot as JSON values; see README."""
+        if self._node is None or self._duties is None or self._links is None:
+            return {"peer": peer_text(self._place.key.peer_id), "phase": self._phase, "step": None, "member": False}
+        found = status.snapshot(self._node, self.metrics, self._duties.evaluation, self._links.connected())
+        found["train_loss"] = next(reversed(self._losses.values()), None)
+        found["steps_per_second"] = round(self._steps_here / max(1e-9, self._ended - self._began), 3)
+        return found
+
+    def ask_to_leave(self) -> None:
+        """Begin to leave in order."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(events.LeaveAsked())
+
+    # --- the whole life ------------------------------------------------------------------------------------
+
+    async def run(self) -> Outcome:
+        """Live. Raises MisuseError, WorldError, Unreachable or RefusedBySwarm, each one plain sentence."""
+        place = self._place
+        async with contextlib.AsyncExitStack() as stack:
+            journal, records = Journal.open(place.folder)
+            stack.callback(journal.close)
+            if journal.dropped_bytes:
+                log.info("the last write of the journal was torn; %d bytes were dropped", journal.dropped_bytes)
+            control = ControlSocket(place.folder, self._answer)
+            await control.start()
+            stack.push_async_callback(control.close)
+            recovered = recover(records)
+            self._phase = "starting the compute worker"
+            client, info = await stack.enter_async_context(_worker(self.manifest, place))
+            node = Node(self.manifest, place.key, place.verify, info.vector_elements)
+            try:
+                node.restore(recovered)
+            except Refusal as refusal:
+                raise WorldError(
+                    f"the journal in {place.folder} holds a step that is not valid ({refusal.detail}); "
+                    "keep it for inspection and start with a new home folder"
+                ) from refusal
+            parts = await self._assemble(stack, node, journal, client, info)
+            await self._live(node, parts)
+            await self._settle(parts, node)
+            return self._outcome(node)
+
+    async def _assemble(
+        self, stack: contextlib.AsyncExitStack, node: Node, journal: Journal, client: ComputeClient, info: WorkerInfo
+    ) -> Parts:
+        """Everything around the node, started. Streams are served from here on."""
+        place, run_id = self._place, run_id_of(self.manifest)
+        pool = SegmentPool(idle_bytes_max=4 * info.vector_elements * 4 + info.state_bytes)
+        blobs = BlobStore(info.vector_elements, pool)
+        stack.callback(blobs.close)
+        store = StateStore(place.folder, info.vector_elements)
+        for step in store.state_steps()[:1]:
+            for certificate in node.catch_up.since(step):
+                store.locate(certificate.header.step, certificate.header.parts)
+        refuse = self._driver.refuse
+        links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics)
+        patience = self.manifest.deadlines.transfer_seconds_max
+        bulk = Bulk(place.transport, run_id, blobs, self._queue.put, refuse, self.metrics, patience)
+        duties = Duties(client, info, self.manifest, blobs, store, pool, self._queue.put, place.evaluate_steps)
+        server = FetchServer(
+            self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
+        )
+        self._node, self._links, self._duties = node, links, duties
+        fetcher = Fetcher(place.transport)
+        parts = Parts(node, journal, links, bulk, fetcher, blobs, store, pool, duties, self.metrics, info.state_bytes)
+        self._driver.bind(parts)
+        stack.push_async_callback(links.close)
+        stack.push_async_callback(bulk.close)
+        await place.transport.serve(packets.FETCH_STREAM, server.serve)
+        await links.start()
+        await bulk.start()
+        return parts
+
+    async def _live(self, node: Node, parts: Parts) -> None:
+        place = self._place
+        self._book.add_full(place.bootstrap)
+        last_known = LastKnownPeers.open(place.folder / "peers")
+        if last_known.warning:
+            log.warning("%s", last_known.warning)
+        for known in last_known.peers():
+            if known.addresses and not self._book.of(PeerId(known.peer)):
+                self._book.add(PeerId(known.peer), known.addresses)
+        discovery = Discovery(
+            place.directory, place.transport, place.key, node.chain.run_id, self._book, last_known, place.clock
+        )
+        discovery.step = lambda: node.chain.head.step
+        discovery.wanted = node.contacts
+        searching = asyncio.create_task(discovery.run(), name="discovery")
+        try:
+            self._phase = "looking for the swarm"
+            await self._sync_chain(node, parts)
+            self._phase = "loading the state"
+            await parts.links.keep(node.contacts())
+            self._driver.on_step = self._on_step
+            self._began = self._ended = place.clock.monotonic_seconds()
+            await self._queue.put(await parts.duties.load_newest())
+            await self._driver.run()
+        finally:
+            searching.cancel()
+            await asyncio.gather(searching, return_exceptions=True)
+
+    async def _sync_chain(self, node: Node, parts: Parts) -> None:
+        """Learn the certified past before taking part in the present. A founder of a run that has not begun may
+        start without anybody; everyone else needs one member that answers."""
+        clock, me = self._place.clock, self._place.key.peer_id
+        may_begin = me in self.manifest.founders and node.chain.head.step == 0
+        give_up_at = clock.monotonic_seconds() + (0.0 if may_begin else FIRST_CONTACT_SECONDS_MAX)
+        while True:
+            for peer in [peer for peer in self._book.peers() if peer != me]:
+                if await self._sync_chain_from(node, parts, peer):
+                    return
+            if node.chain.head.roster.peers == (me,) or clock.monotonic_seconds() >= give_up_at:
+                break
+            await asyncio.sleep(0.3)
+        if may_begin or node.chain.head.roster.peers == (me,):
+            return
+        if not node.is_member:
+            raise Unreachable("nobody of this swarm answers; check the network, and that the swarm is still running")
+
+    async def _sync_chain_from(self, node: Node, parts: Parts, peer: PeerId) -> bool:
+        """Take a peer's certificates as far as it has any; False if it does not answer or they are not valid."""
+        try:
+            await self._place.transport.connect(peer, self._book.of(peer))
+            while certificates := await parts.fetcher.chain(peer, node.chain.head.step):
+                before = node.chain.head.step
+                event = events.ChainReceived(peer, certificates)
+                for effect in node.handle(event, self._place.clock.monotonic_seconds()):
+                    if isinstance(effect, effects.PersistCertificate):
+                        parts.journal.append(RecordType.CERTIFICATE, wire.pack(effect.certificate))
+                await asyncio.to_thread(parts.journal.sync)
+                if node.chain.head.step == before:
+                    return False
+            return True
+        except Refusal as refusal:
+            self._driver.refuse(peer, refusal)
+        except WorldError as error:
+            log.debug("…%s does not answer: %s", short(peer), error)
+        return False
+
+    async def _settle(self, parts: Parts, node: Node) -> None:
+        """After the end: save the model, answer stragglers for a moment, let queued messages go out."""
+        self._phase = "finishing"
+        if node.catch_up.step is not None:
+            await parts.duties.save_last(node.catch_up.step)
+        await self._driver.serve_after_the_end(LINGER_SECONDS)
+        await parts.links.flush(1.0)
+
+    # --- helpers -------------------------------------------------------------------------------------------
+
+    def _on_step(self, story: effects.StepCertified) -> None:
+        self._steps_here += 1
+        self._ended = self._place.clock.monotonic_seconds()
+        if story.mean_loss is not None:
+            self._losses = {story.step: story.mean_loss}
+        self.on_step(story)
+
+    def _certificates(self, first_step: int) -> Iterator[Certificate]:
+        """Certified steps from memory, or from the journal when they are older."""
+        if self._node is None:
+            return iter(())
+        recent = self._node.catch_up.since(first_step)
+        if recent:
+            return iter(recent)
+        if first_step >= self._node.chain.head.step:
+            return iter(())
+        stored = certificates_of(read_journal(self._place.folder))
+        return (certificate for certificate in stored if certificate.header.step >= first_step)
+
+    def _answer(self, command: str) -> dict[str, Any]:
+        if command == "status":
+            return self.status()
+        if command == "leave":
+            self.ask_to_leave()
+            return {"leaving": True}
+        raise KeyError(command)
+
+    def _outcome(self, node: Node) -> Outcome:
+        duties = self._duties
+        evaluation = duties.evaluation if duties is not None else None
+        initial = duties.initial_evaluation if duties is not None else None
+        return Outcome(
+            peer=peer_text(node.me),
+            reason=self._driver.finished,
+            certified_steps=node.chain.head.step,
+            state_digest=digest_text(node.catch_up.digest) if node.catch_up.step is not None else None,
+            test_loss=evaluation.test_loss if evaluation is not None else None,
+            test_accuracy=evaluation.test_accuracy if evaluation is not None else None,
+            initial_test_loss=initial.test_loss if initial is not None else None,
+            initial_test_accuracy=initial.test_accuracy if initial is not None else None,
+            part_bytes_sent=self.metrics.part_bytes_sent,
+            control_bytes_sent=self.metrics.control_bytes_sent,
+            steps_here=self._steps_here,
+            seconds=self._ended - self._began,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _worker(manifest: Manifest, place: Place) -> AsyncIterator[tuple[ComputeClient, WorkerInfo]]:
+    client = ComputeClient(place.threads)
+    try:
+        yield client, await client.start(manifest, place.device)
+    finally:
+        await client.close()
+
+
+def _certified_state(node: Node, store: StateStore) -> int | None:
+    """The newest state on disk that a certificate vouches for."""
+    steps = [step for step in store.state_steps() if node.catch_up.certificate(step) is not None]
+    return max(steps, default=None)
+
+
+async def fetch_manifest(transport: Transport, book: AddressBook, run_id: Digest) -> Manifest:
+    """Get the manifest an invite names from whoever answers first. Raises Unreachable, RefusedBySwarm."""
+    problems = []
+    for peer in book.peers():
+        try:
+            await transport.connect(peer, book.of(peer))
+            return await Fetcher(transport).manifest(peer, run_id)
+        except Refusal as refusal:
+            raise RefusedBySwarm(f"the swarm answered, but not with its manifest: {refusal.detail}") from refusal
+        except WorldError as error:
+            problems.append(str(error))
+    raise Unreachable(
+        "none of the invite's addresses answers; check the network, and that the organizer's peer is running"
+        + (f" ({problems[0]})" if problems else "")
+    )

@@ -1,0 +1,308 @@
+"""The driver: feeds events to the rules, carries out their effects in order, arms the next deadline.
+
+The idea: this is the only loop of the daemon, and it decides nothing. Events come from everywhere through one
+bounded queue (whoever posts waits while it is full); what was signed is made durable before anything else of the
+same batch is carried out; everything slow runs in tasks the driver owns and comes back as an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.bulk import Bulk, check_digest
+from crowdsurf.peer.clock import Clock
+from crowdsurf.peer.compute.errors import WorkerDied
+from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.peer.duties import Duties
+from crowdsurf.peer.fetch import Fetcher
+from crowdsurf.peer.journal import Journal
+from crowdsurf.peer.links import Links
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.packets import FrameKind
+from crowdsurf.peer.recovery import Lock, RecordType
+from crowdsurf.peer.state_store import StateStore
+from crowdsurf.protocol import effects, events, wire
+from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.ids import Digest, PeerId, digest, short
+from crowdsurf.protocol.messages import Want
+from crowdsurf.protocol.node import Node
+
+QUEUED_EVENTS_MAX = 4096
+"""Events waiting for the rules. When the queue is full, readers of sockets wait, so their senders do."""
+EVENTS_PER_BATCH = 256
+"""Events handled before their effects are carried out together: one wait for the disk for all of them."""
+FETCHES_AT_ONCE_MAX = 16
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """What the driver drives; see each class."""
+
+    def __init__(
+        self,
+        node: Node,
+        journal: Journal,
+        links: Links,
+        bulk: Bulk,
+        fetcher: Fetcher,
+        blobs: BlobStore,
+        store: StateStore,
+        pool: SegmentPool,
+        duties: Duties,
+        metrics: Metrics,
+        state_bytes: int,
+    ) -> None:
+        self.node = node
+        self.journal = journal
+        self.links = links
+        self.bulk = bulk
+        self.fetcher = fetcher
+        self.blobs = blobs
+        self.store = store
+        self.pool = pool
+        self.duties = duties
+        self.metrics = metrics
+        self.state_bytes = state_bytes
+
+
+class Driver:
+    """Runs one node."""
+
+    def __init__(self, queue: asyncio.Queue[events.Event], clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
+        self.finished = ""
+        self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
+
+    def bind(self, parts: Parts) -> None:
+        """Say what is driven; before anything else."""
+        self._parts = parts
+
+    async def run(self) -> str:
+        """Drive until the run is over for this peer; why it is. Raises WorldError when the world ends it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self._loop(self._parts)
+                self._cancel_all()
+        except* _Over:
+            pass
+        except* WorldError as failed:
+            raise failed.exceptions[0] from None
+        return self.finished
+
+    async def _loop(self, parts: Parts) -> None:
+        node = parts.node
+        while not self.finished:
+            batch = await self._next_events(node.next_deadline())
+            now = self._clock.monotonic_seconds()
+            wanted: list[Effect] = []
+            for event in batch:
+                wanted += node.handle(event, now)
+            await self._persist(parts.journal, wanted)
+            for effect in wanted:
+                await self._carry_out(effect)
+
+    async def serve_after_the_end(self, seconds: float) -> None:
+        """Keep answering stragglers for a while after the run is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    batch = await self._next_events(None)
+                    for event in batch:
+                        for effect in self._parts.node.handle(event, self._clock.monotonic_seconds()):
+                            if isinstance(effect, effects.SendCertificates):
+                                self._send_certificates(self._parts, effect)
+        except TimeoutError:
+            pass
+
+    async def _next_events(self, deadline: float | None) -> list[events.Event]:
+        """Everything that waits, or a tick when the deadline passes first."""
+        seconds = None if deadline is None else max(0.0, deadline - self._clock.monotonic_seconds())
+        batch: list[events.Event] = []
+        if self._queue.empty():
+            try:
+                async with asyncio.timeout(seconds):
+                    batch.append(await self._queue.get())
+            except TimeoutError:
+                return [events.Tick()]
+        while not self._queue.empty() and len(batch) < EVENTS_PER_BATCH:
+            batch.append(self._queue.get_nowait())
+        return batch
+
+    async def _persist(self, journal: Journal, wanted: list[Effect]) -> None:
+        """SPEC R-2.6: what is signed is durable before it is sent. Raises WorldError."""
+        must_be_durable = False
+        for effect in wanted:
+            if isinstance(effect, effects.PersistSigned):
+                journal.append(RecordType.SIGNED, wire.pack(effect.envelope))
+                must_be_durable = True
+            elif isinstance(effect, effects.PersistLock):
+                journal.append(RecordType.LOCK, wire.pack(Lock(effect.header, effect.view)))
+                must_be_durable = True
+            elif isinstance(effect, effects.PersistCertificate):
+                journal.append(RecordType.CERTIFICATE, wire.pack(effect.certificate))
+        if must_be_durable:
+            await asyncio.to_thread(journal.sync)
+
+    async def _carry_out(self, effect: Effect) -> None:
+        parts = self._parts
+        match effect:
+            case effects.SendEnvelope():
+                data = wire.pack(effect.envelope)
+                for peer in effect.to:
+                    parts.links.send(peer, FrameKind.ENVELOPE, data)
+            case effects.SendCertificates():
+                self._send_certificates(parts, effect)
+            case effects.SendWant():
+                parts.links.send(effect.to, FrameKind.WANT, wire.pack(Want(effect.digests)))
+            case effects.ExpectPart():
+                parts.blobs.expect_part(effect)
+            case effects.ExpectAggregate():
+                parts.blobs.expect_aggregate(effect)
+            case effects.SendBlob():
+                for peer in effect.to:
+                    parts.bulk.push(peer, effect.digest)
+            case effects.FetchBlob():
+                self._start(self._fetch_blob(effect))
+            case effects.RequestChain():
+                self._start(self._request_chain(effect))
+            case effects.RequestState():
+                self._start(self._request_state(effect))
+            case effects.ComputeWork():
+                self._start(parts.duties.work(effect))
+            case effects.CancelWork():
+                parts.duties.cancel(effect.step)
+            case effects.AggregatePart():
+                self._start(parts.duties.aggregate(effect))
+            case effects.ApplyUpdate():
+                self._start(parts.duties.apply(effect))
+            case _:
+                await self._tell(effect)
+
+    async def _tell(self, effect: Effect) -> None:
+        """Effects that are news for people, or for the connections."""
+        if isinstance(effect, effects.Refused):
+            self._parts.metrics.count_refusal(effect.code.value)
+            level = logging.DEBUG if Refusal(effect.code, "").severity.value == "ignore" else logging.WARNING
+            log.log(level, "refused from …%s: %s (%s)", short(effect.peer), effect.code.value, effect.detail)
+        elif isinstance(effect, effects.StepCertified):
+            self.on_step(effect)
+        elif isinstance(effect, effects.RosterChanged):
+            await self._parts.links.keep(effect.peers)
+            await self._parts.bulk.keep(set(effect.peers))
+        elif isinstance(effect, effects.Finished):
+            self.finished = effect.reason
+
+    def _send_certificates(self, parts: Parts, effect: effects.SendCertificates) -> None:
+        for certificate in effect.certificates:
+            data = wire.pack(certificate)
+            for peer in effect.to:
+                parts.links.send(peer, FrameKind.CERTIFICATE, data)
+
+    # --- asking others -----------------------------------------------------------------------------------
+
+    async def _fetch_blob(self, effect: effects.FetchBlob) -> None:
+        """From our own disk, else from the first candidate that has it."""
+        async with self._fetching:
+            if self._parts.blobs.holds(effect.digest) or await self._read_from_disk(effect.digest):
+                await self._queue.put(events.BlobArrived(effect.digest))
+                return
+            for peer in effect.candidates:
+                try:
+                    arrived = await self._parts.fetcher.blob(peer, effect.digest, self._parts.blobs)
+                except Refusal as refusal:
+                    self.refuse(peer, refusal)
+                    continue
+                except WorldError:
+                    continue
+                if arrived or self._parts.blobs.holds(effect.digest):
+                    await self._queue.put(events.BlobArrived(effect.digest))
+                    return
+        await self._queue.put(events.BlobFailed(effect.digest))
+
+    async def _read_from_disk(self, name: Digest) -> bool:
+        store, blobs = self._parts.store, self._parts.blobs
+        if store.has_part(name) is None:
+            return False
+        with blobs.receiving(name) as place:
+            if place is None or not await asyncio.to_thread(store.read_part, name, place.view):
+                return False
+            return await check_digest(place.view, name) and blobs.arrived(name)
+
+    async def _request_chain(self, effect: effects.RequestChain) -> None:
+        try:
+            certificates = await self._parts.fetcher.chain(effect.peer, effect.first_step)
+        except Refusal as refusal:
+            self.refuse(effect.peer, refusal)
+            certificates = ()
+        except WorldError:
+            certificates = ()
+        if certificates:
+            await self._queue.put(events.ChainReceived(effect.peer, certificates))
+        else:
+            await self._queue.put(events.ChainFailed(effect.peer))
+
+    async def _request_state(self, effect: effects.RequestState) -> None:
+        parts = self._parts
+        segment = parts.pool.take(parts.state_bytes)
+        try:
+            for peer in effect.candidates:
+                step = await self._try_state(peer, segment.view)
+                if step is not None:
+                    digest_ = await parts.duties.load_fetched(step, segment)
+                    await self._queue.put(events.StateReady(step, digest_, peer))
+                    return
+        except WorkerDied:
+            log.warning("the compute worker died while a state was loaded")
+        finally:
+            parts.pool.release(segment)
+        await asyncio.sleep(1.0)  # nobody has one yet: ask again, but not in a tight circle
+        await self._queue.put(events.StateFailed())
+
+    async def _try_state(self, peer: PeerId, view: memoryview) -> int | None:
+        """Get a state that a certificate vouches for; the step it is before."""
+        try:
+            step = await self._parts.fetcher.state(peer, view)
+        except Refusal as refusal:
+            self.refuse(peer, refusal)
+            return None
+        except WorldError:
+            return None
+        if step is None:
+            return None
+        certificate = self._parts.node.catch_up.certificate(step)
+        if certificate is None:
+            return None
+        if certificate.header.state != await asyncio.to_thread(digest, "state", view):
+            self.refuse(peer, Refusal(Code.WRONG_DIGEST, "the state it served is not the certified one"))
+            return None
+        return step
+
+    def refuse(self, peer: PeerId, refusal: Refusal) -> None:
+        """Count and log what a peer sent and nobody wanted."""
+        self._parts.metrics.count_refusal(refusal.code.value)
+        log.warning("refused from …%s: %s (%s)", short(peer), refusal.code.value, refusal.detail)
+
+    # --- tasks -------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._group.create_task(work)
+
+    def _cancel_all(self) -> None:
+        self._group.create_task(_end())
+
+
+class _Over(Exception):
+    """Ends the driver's task group and everything in it."""
+
+
+async def _end() -> None:
+    raise _Over

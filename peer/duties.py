@@ -1,0 +1,220 @@
+"""What the rules want computed, done by the worker, answered as events.
+
+The idea: one method per compute effect, each a task of the driver. Results are only ever digests and numbers; the
+vectors stay in the blob store. A worker that dies costs this peer the step: a new one is started, the newest
+state on disk is loaded, and the rules catch up from there by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
+from crowdsurf.peer.compute.errors import NoUsableRows, WorkCancelled, WorkerDied, WorkFailed
+from crowdsurf.peer.compute.segments import Segment, SegmentPool
+from crowdsurf.peer.links import Post
+from crowdsurf.peer.state_store import StateStore
+from crowdsurf.protocol import effects, events
+from crowdsurf.protocol.assignment import part_ranges
+from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.manifest import Manifest
+
+CHECKPOINT_STEPS = 10
+"""A whole state is saved every so many steps; the updates since are kept too, so this only trades disk writes
+against the time a newcomer needs to catch up."""
+DEATHS_MAX = 5
+"""A worker that dies this often without finishing anything in between will not be started again."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Newest figures of the model on data it was not trained on."""
+
+    step: int = -1
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+class Duties:
+    """Carries out compute effects."""
+
+    def __init__(
+        self,
+        client: ComputeClient,
+        info: WorkerInfo,
+        manifest: Manifest,
+        blobs: BlobStore,
+        store: StateStore,
+        pool: SegmentPool,
+        post: Post,
+        evaluate_steps: int,
+    ) -> None:
+        """`evaluate_steps` evaluates the model every so many steps (and at both ends); 0 never does."""
+        self._client = client
+        self._info = info
+        self._manifest = manifest
+        self._blobs = blobs
+        self._store = store
+        self._pool = pool
+        self._post = post
+        self._evaluate_steps = evaluate_steps
+        self._cancelled_before = 0
+        self._deaths = 0
+        self._restarting = asyncio.Lock()
+        self._generation = 0
+        self.evaluation = Evaluation()
+        self.initial_evaluation: Evaluation | None = None
+
+    # --- effects -----------------------------------------------------------------------------------------
+
+    def cancel(self, step: int) -> None:
+        """Work of this and earlier steps is not needed any more."""
+        self._cancelled_before = max(self._cancelled_before, step + 1)
+        self._client.cancel_work()
+
+    async def work(self, effect: effects.ComputeWork) -> None:
+        """Compute the work unit of a step."""
+        if effect.step < self._cancelled_before:
+            return
+        generation = self._generation
+        try:
+            segment = self._blobs.gradient(effect.step, effect.parts)
+            with self._blobs.using(segment):
+                ranges = part_ranges(self._info.vector_elements, effect.parts)
+                result = await self._client.work(effect.seed, ranges, segment)
+        except WorkCancelled:
+            return
+        except WorkFailed as error:
+            log.warning("step %d goes on without this peer: %s", effect.step, error)
+            await self._post(events.WorkFailed(effect.step, str(error)))
+            return
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        self._deaths = 0
+        self._blobs.add_own_parts(effect.step, result.part_digests)
+        await self._post(events.WorkDone(effect.step, result.part_digests, result.loss, result.samples))
+
+    async def aggregate(self, effect: effects.AggregatePart) -> None:
+        """Apply the manifest's rule to the inputs of one part."""
+        generation = self._generation
+        rule = self._manifest.rule
+        try:
+            segment, rows = self._blobs.rows(effect.step, effect.part, effect.inputs)
+            output, offset = self._blobs.aggregate_place(effect.step, effect.part)
+            start, stop = part_ranges(self._info.vector_elements, self._blobs.parts(effect.step))[effect.part]
+            with self._blobs.using(segment), self._blobs.using(output):
+                result = await self._client.aggregate(
+                    rule.name, rule.parameters, segment, rows, stop - start, output, offset
+                )
+        except KeyError:
+            return  # the step was certified without this aggregate, and its memory is gone
+        except NoUsableRows:
+            log.warning("part %d of step %d stays void: no contribution was finite", effect.part, effect.step)
+            return
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        self._blobs.add_aggregate(effect.step, effect.part, result.digest)
+        excluded = set(result.excluded_rows)
+        included = tuple(member for row, (member, _) in enumerate(effect.inputs) if row not in excluded)
+        done = events.PartAggregated(effect.step, effect.cut, effect.part, result.digest, included)
+        await self._post(done)
+
+    async def apply(self, effect: effects.ApplyUpdate) -> None:
+        """Apply a certified step to the state, and keep its update on disk."""
+        generation = self._generation
+        segment, void = self._blobs.averaged_gradient(effect.step, effect.parts)
+        try:
+            with self._blobs.using(segment):
+                digest, _ = await asyncio.gather(
+                    self._client.apply(segment, void),
+                    asyncio.to_thread(self._store.save_update, effect.step, effect.parts, segment.view),
+                )
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        self._blobs.retire(effect.step)
+        next_step = effect.step + 1
+        await self._checkpoint_and_evaluate(next_step)
+        await self._post(events.StateReady(next_step, digest))
+
+    # --- states ------------------------------------------------------------------------------------------
+
+    async def load_newest(self) -> events.StateReady:
+        """Load the newest state of our own, or the initial one. Raises WorldError, WorkerDied."""
+        for step in reversed(self._store.state_steps()):
+            segment = self._pool.take(self._info.state_bytes)
+            try:
+                nbytes = await asyncio.to_thread(self._store.read_state, step, segment.view)
+                if nbytes == self._info.state_bytes:
+                    return events.StateReady(step, await self._client.load_state(segment, nbytes))
+            finally:
+                self._pool.release(segment)
+        digest = await self._client.load_initial()
+        if self._evaluate_steps:
+            await self._evaluate(0)
+        return events.StateReady(0, digest)
+
+    async def load_fetched(self, step: int, segment: Segment) -> Digest:
+        """Load a state that came from a peer and was checked; keep it on disk too."""
+        digest = await self._client.load_state(segment, self._info.state_bytes)
+        await asyncio.to_thread(self._store.save_state, step, segment.view[: self._info.state_bytes])
+        return digest
+
+    async def save_last(self, step: int) -> None:
+        """Keep the state before `step`, at the end of a run or when leaving."""
+        if step not in self._store.state_steps():
+            await self._checkpoint(step)
+        if self._evaluate_steps and self.evaluation.step != step:
+            await self._evaluate(step)
+
+    async def recover(self, generation: int, reason: str) -> None:
+        """Start a new worker after one died and go back to the newest state on disk. Raises WorldError if it keeps
+        dying."""
+        async with self._restarting:
+            if generation != self._generation:
+                return  # somebody else has done it
+            self._generation += 1
+            self._deaths += 1
+            if self._deaths > DEATHS_MAX:
+                raise WorldError(f"the compute worker died {self._deaths} times in a row; the last time: {reason}")
+            log.warning("the compute worker died (%s); starting a new one", reason)
+            await self._post(events.StateLost())
+            try:
+                await self._client.restart()
+                ready = await self.load_newest()
+            except WorkerDied as error:
+                raise WorldError(f"the compute worker cannot be started again: {error}") from error
+            await self._post(ready)
+
+    # --- helpers -----------------------------------------------------------------------------------------
+
+    async def _checkpoint_and_evaluate(self, step: int) -> None:
+        try:
+            if step % CHECKPOINT_STEPS == 0:
+                await self._checkpoint(step)
+            if self._evaluate_steps and step % self._evaluate_steps == 0:
+                await self._evaluate(step)
+        except WorkerDied:
+            pass  # the next command finds the worker dead and starts a new one
+
+    async def _checkpoint(self, step: int) -> None:
+        segment = self._pool.take(self._info.state_bytes)
+        try:
+            nbytes, _ = await self._client.save_state(segment)
+            await asyncio.to_thread(self._store.save_state, step, segment.view[:nbytes])
+        finally:
+            self._pool.release(segment)
+
+    async def _evaluate(self, step: int) -> None:
+        figures = await self._client.evaluate()
+        self.evaluation = Evaluation(step, figures.get("test_loss"), figures.get("test_accuracy"))
+        if step == 0:
+            self.initial_evaluation = self.evaluation

@@ -1,0 +1,239 @@
+"""Fetch streams: one question, one answer, the end. For blobs, certificates, states and the manifest.
+
+The idea: whoever lacks something asks one peer after the other; whoever is asked answers from memory, from the
+journal or from disk, and owes nothing. Every answer proves itself (by digest or by certificate), so it does not
+matter who gives it. SPEC.md §2, §7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from crowdsurf.peer import packets
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.bulk import receive_blob, transfer_seconds
+from crowdsurf.peer.links import Refuse
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.packets import FrameKind
+from crowdsurf.peer.state_store import StateStore
+from crowdsurf.peer.transport import frames
+from crowdsurf.peer.transport.base import Stream, Transport
+from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId
+from crowdsurf.protocol.manifest import Manifest, decode_manifest, encode_manifest, run_id_of
+from crowdsurf.protocol.messages import Certificate
+
+CHUNK_BYTES = 4 * 1024 * 1024
+OPEN_SECONDS, ANSWER_SECONDS = 10.0, 30.0
+SERVED_AT_ONCE_MAX = 8
+"""Fetch streams answered at the same time; others wait their turn in their sockets."""
+
+Certificates = Callable[[int], Iterator[Certificate]]
+"""Certified steps from a given one on."""
+
+
+class FetchServer:
+    """Answers fetch streams."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        blobs: BlobStore,
+        store: StateStore,
+        certificates: Certificates,
+        certified_state: Callable[[], int | None],
+        refuse: Refuse,
+        metrics: Metrics,
+    ) -> None:
+        """`certified_state` names the newest kept state that a certificate vouches for."""
+        self._manifest = manifest
+        self._blobs = blobs
+        self._store = store
+        self._certificates = certificates
+        self._certified_state = certified_state
+        self._refuse = refuse
+        self._metrics = metrics
+        self._turn = asyncio.Semaphore(SERVED_AT_ONCE_MAX)
+
+    async def serve(self, stream: Stream) -> None:
+        """One question, one answer."""
+        try:
+            kind, payload = await frames.receive_frame(stream, 64, ANSWER_SECONDS)
+            packets.check_size(kind, len(payload))
+            async with self._turn:
+                await self._answer(stream, kind, payload)
+        except Refusal as refusal:
+            self._refuse(stream.peer, refusal)
+            stream.abort()
+
+    async def _answer(self, stream: Stream, kind: int, payload: bytes) -> None:
+        if kind == FrameKind.GET_MANIFEST:
+            await self._send(stream, FrameKind.MANIFEST, encode_manifest(self._manifest))
+        elif kind == FrameKind.GET_BLOB and len(payload) == DIGEST_BYTES:
+            await self._answer_blob(stream, Digest(payload))
+        elif kind == FrameKind.GET_CHAIN:
+            await self._answer_chain(stream, wire.unpack(payload, int, 9))
+        elif kind == FrameKind.GET_STATE:
+            await self._answer_state(stream)
+        else:
+            raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} is no question")
+        await self._send(stream, FrameKind.END, b"")
+        await _await_end(stream)
+
+    async def _answer_blob(self, stream: Stream, digest: Digest) -> None:
+        with self._blobs.lend(digest) as view:
+            if view is not None:
+                await self._send_bytes(stream, FrameKind.BLOB, digest, view)
+                return
+        nbytes = self._store.has_part(digest)
+        buffer = memoryview(bytearray(nbytes or 0))
+        if nbytes is None or not await asyncio.to_thread(self._store.read_part, digest, buffer):
+            await self._send(stream, FrameKind.NOT_HERE, b"")
+            return
+        await self._send_bytes(stream, FrameKind.BLOB, digest, buffer)
+
+    async def _answer_chain(self, stream: Stream, first_step: int) -> None:
+        for number, certificate in enumerate(self._certificates(first_step)):
+            if number >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+                break
+            await self._send(stream, FrameKind.CERTIFICATE, wire.pack(certificate))
+
+    async def _answer_state(self, stream: Stream) -> None:
+        step = self._certified_state()
+        if step is None:
+            await self._send(stream, FrameKind.NOT_HERE, b"")
+            return
+        await self._send_file(stream, step, self._store.state_path(step))
+
+    async def _send_file(self, stream: Stream, step: int, path: Path) -> None:
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError:
+            await self._send(stream, FrameKind.NOT_HERE, b"")
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            await self._send(stream, FrameKind.STATE, wire.pack(packets.StateHeader(step, size)))
+            buffer = memoryview(bytearray(CHUNK_BYTES))
+            while count := await asyncio.to_thread(file.readinto, buffer):
+                await self._send_bytes(stream, FrameKind.CHUNK, b"", buffer[:count])
+                self._metrics.state_bytes_sent += count
+
+    async def _send(self, stream: Stream, kind: FrameKind, payload: bytes) -> None:
+        await frames.send_frame(stream, kind, payload, timeout_seconds=ANSWER_SECONDS)
+
+    async def _send_bytes(self, stream: Stream, kind: FrameKind, head: bytes, view: memoryview) -> None:
+        await frames.send_frame(stream, kind, head, view, timeout_seconds=transfer_seconds(len(view)))
+        self._metrics.part_bytes_sent += len(view)
+
+
+async def _await_end(stream: Stream) -> None:
+    """Let the asker close first: closing a proxied stream can cut off what is still on its way."""
+    async with frames.deadline(ANSWER_SECONDS, "the end of a fetch stream"):
+        await frames.receive_frame(stream, 0)
+
+
+class Fetcher:
+    """Asks questions."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def manifest(self, peer: PeerId, run_id: Digest) -> Manifest:
+        """The manifest of a run. Raises Refusal if it is not the run's, WorldError if there is no answer."""
+        stream = await self._ask(peer, FrameKind.GET_MANIFEST, b"")
+        try:
+            kind, payload = await frames.receive_frame(stream, limits.MANIFEST_BYTES_MAX, ANSWER_SECONDS)
+            if kind != FrameKind.MANIFEST:
+                raise Refusal(Code.UNKNOWN_KIND, "not a manifest")
+            manifest = decode_manifest(payload)
+            if run_id_of(manifest) != run_id:
+                raise Refusal(Code.WRONG_RUN, "the manifest is not the one the invite names")
+            await self._finish(stream)
+            return manifest
+        finally:
+            stream.abort()
+
+    async def chain(self, peer: PeerId, first_step: int) -> tuple[Certificate, ...]:
+        """Certificates from a step on, unverified, as many as one answer holds. Raises Refusal, WorldError."""
+        stream = await self._ask(peer, FrameKind.GET_CHAIN, wire.pack(first_step))
+        found: list[Certificate] = []
+        try:
+            while True:
+                kind, payload = await frames.receive_frame(stream, limits.CERTIFICATE_BYTES_MAX, ANSWER_SECONDS)
+                if kind == FrameKind.END:
+                    await frames.send_frame(stream, FrameKind.END, timeout_seconds=ANSWER_SECONDS)
+                    return tuple(found)
+                if kind != FrameKind.CERTIFICATE or len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+                    raise Refusal(Code.UNKNOWN_KIND, "not a chain of certificates")
+                found.append(packets.decode_certificate(payload))
+        finally:
+            stream.abort()
+
+    async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore) -> bool:
+        """Get expected bytes into their place; False if the peer does not have them. Raises Refusal, WorldError."""
+        stream = await self._ask(peer, FrameKind.GET_BLOB, digest)
+        try:
+            bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
+            kind, length = await frames.receive_header(stream, bytes_max, ANSWER_SECONDS)
+            if kind == FrameKind.NOT_HERE:
+                return False
+            if kind != FrameKind.BLOB or length <= DIGEST_BYTES:
+                raise Refusal(Code.UNKNOWN_KIND, "not the bytes asked for")
+            name = bytearray(DIGEST_BYTES)
+            await frames.receive_payload(stream, memoryview(name), ANSWER_SECONDS)
+            if bytes(name) != digest:
+                raise Refusal(Code.UNEXPECTED_BLOB, "other bytes than asked for")
+            arrived = await receive_blob(stream, blobs, digest, length - DIGEST_BYTES)
+            await self._finish(stream)
+            return arrived
+        finally:
+            stream.abort()
+
+    async def state(self, peer: PeerId, into: memoryview) -> int | None:
+        """Get a whole state of exactly `len(into)` bytes; the step it is before, None if the peer has none.
+
+        Raises Refusal, WorldError. The caller checks the digest against a certificate.
+        """
+        stream = await self._ask(peer, FrameKind.GET_STATE, b"")
+        try:
+            kind, payload = await frames.receive_frame(stream, 32, ANSWER_SECONDS)
+            if kind == FrameKind.NOT_HERE:
+                return None
+            if kind != FrameKind.STATE:
+                raise Refusal(Code.UNKNOWN_KIND, "not a state")
+            header = wire.unpack(payload, packets.StateHeader, 32)
+            if header.state_bytes != len(into):
+                raise Refusal(Code.OVERSIZED, f"a state of {header.state_bytes} bytes where {len(into)} are expected")
+            await self._receive_chunks(stream, into)
+            await self._finish(stream)
+            return header.step
+        finally:
+            stream.abort()
+
+    async def _receive_chunks(self, stream: Stream, into: memoryview) -> None:
+        position = 0
+        while position < len(into):
+            kind, length = await frames.receive_header(stream, len(into) - position, ANSWER_SECONDS)
+            if kind != FrameKind.CHUNK or not length:
+                raise Refusal(Code.UNKNOWN_KIND, "not a piece of a state")
+            await frames.receive_payload(stream, into[position : position + length], transfer_seconds(length))
+            position += length
+
+    async def _ask(self, peer: PeerId, kind: FrameKind, payload: bytes) -> Stream:
+        stream = await self._transport.open(peer, packets.FETCH_STREAM, OPEN_SECONDS)
+        try:
+            await frames.send_frame(stream, kind, payload, timeout_seconds=ANSWER_SECONDS)
+        except WorldError:
+            stream.abort()
+            raise
+        return stream
+
+    async def _finish(self, stream: Stream) -> None:
+        """Read the end mark and answer it, so the other side may close."""
+        await frames.receive_frame(stream, 0, ANSWER_SECONDS)
+        await frames.send_frame(stream, FrameKind.END, timeout_seconds=ANSWER_SECONDS)

@@ -1,0 +1,196 @@
+"""Control links: one outgoing stream to every contact, kept alive, and the incoming ones of everybody.
+
+The idea: a link is a queue and a task. The task connects, says hello, sends what the queue holds, and starts
+again after a pause when the stream breaks; the rules above repeat what matters, so a full queue drops its oldest
+message and a broken stream loses what was in it. A link that breaks is how a peer's death is noticed within
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from crowdsurf.peer import packets
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.packets import FrameKind
+from crowdsurf.peer.transport import frames
+from crowdsurf.peer.transport.base import Stream, Transport
+from crowdsurf.protocol import events, wire
+from crowdsurf.protocol.envelope import decode_envelope
+from crowdsurf.protocol.errors import Refusal, WorldError
+from crowdsurf.protocol.ids import Digest, PeerId
+
+QUEUED_FRAMES_MAX = 2048
+"""Messages waiting for one peer; a step needs about seven per peer, so this is a peer that hangs."""
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0
+"""Pause before a broken link is tried again; it doubles."""
+OPEN_SECONDS, SEND_SECONDS, HELLO_SECONDS = 10.0, 30.0, 10.0
+
+Post = Callable[[events.Event], Awaitable[None]]
+"""Gives an event to the driver; waits while its queue is full, which makes the sender wait."""
+Refuse = Callable[[PeerId, Refusal], None]
+Addresses = Callable[[PeerId], Sequence[str]]
+
+
+class Link:
+    """The outgoing control stream to one peer."""
+
+    def __init__(self, peer: PeerId, links: Links) -> None:
+        self.peer = peer
+        self.connected = False
+        self._links = links
+        self._queue: deque[tuple[int, bytes]] = deque(maxlen=QUEUED_FRAMES_MAX)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.create_task(self._run(), name="link")
+
+    def send(self, kind: FrameKind, payload: bytes) -> None:
+        """Queue a frame. A full queue drops its oldest one."""
+        self._queue.append((kind, payload))
+        self._idle.clear()
+        self._wake.set()
+
+    async def flush(self, timeout_seconds: float) -> None:
+        """Wait until the queue is empty, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                if self.connected:
+                    await self._idle.wait()
+
+    async def close(self) -> None:
+        """Stop."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            try:
+                stream = await self._open()
+            except WorldError:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                continue
+            pause = PAUSE_SECONDS_MIN
+            self.connected = True
+            await self._links.post(events.PeerSeen(self.peer))
+            try:
+                await self._pump(stream)
+            except WorldError:
+                pass
+            finally:
+                self.connected = False
+                stream.abort()
+            await self._links.post(events.PeerGone(self.peer))
+            await asyncio.sleep(pause)
+
+    async def _open(self) -> Stream:
+        transport = self._links.transport
+        addresses = self._links.addresses(self.peer)
+        if addresses:
+            await transport.connect(self.peer, addresses)
+        stream = await transport.open(self.peer, packets.CONTROL_STREAM, OPEN_SECONDS)
+        hello = wire.pack(packets.Hello(self._links.run_id))
+        await frames.send_frame(stream, FrameKind.HELLO, hello, timeout_seconds=SEND_SECONDS)
+        return stream
+
+    async def _pump(self, stream: Stream) -> None:
+        """Send until the stream ends; the other side never sends on it, so its end is its only news."""
+        ended = asyncio.create_task(self._await_end(stream))
+        ended.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not ended.done():
+                while self._queue:
+                    kind, payload = self._queue.popleft()
+                    await frames.send_frame(stream, kind, payload, timeout_seconds=SEND_SECONDS)
+                    self._links.metrics.control_bytes_sent += frames.HEADER_BYTES + len(payload)
+                self._idle.set()
+                self._wake.clear()
+                if not ended.done():
+                    await self._wake.wait()
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+
+    async def _await_end(self, stream: Stream) -> None:
+        with contextlib.suppress(WorldError):
+            await stream.receive_into(memoryview(bytearray(1)))
+
+
+class Links:
+    """All control links of a peer."""
+
+    def __init__(
+        self, transport: Transport, run_id: Digest, addresses: Addresses, post: Post, refuse: Refuse, metrics: Metrics
+    ) -> None:
+        self.transport = transport
+        self.run_id = run_id
+        self.addresses = addresses
+        self.post = post
+        self.metrics = metrics
+        self._refuse = refuse
+        self._links: dict[PeerId, Link] = {}
+
+    async def start(self) -> None:
+        """Accept control streams."""
+        await self.transport.serve(packets.CONTROL_STREAM, self._serve)
+
+    async def keep(self, peers: Sequence[PeerId]) -> None:
+        """Have links to exactly these peers."""
+        for peer in [peer for peer in self._links if peer not in set(peers)]:
+            await self._links.pop(peer).close()
+        for peer in peers:
+            if peer not in self._links:
+                self._links[peer] = Link(peer, self)
+
+    def send(self, peer: PeerId, kind: FrameKind, payload: bytes) -> None:
+        """Queue a frame for a peer; a peer without a link gets one for the answer."""
+        if peer not in self._links:
+            self._links[peer] = Link(peer, self)
+        self._links[peer].send(kind, payload)
+
+    def connected(self) -> set[PeerId]:
+        """Peers whose outgoing link is up."""
+        return {peer for peer, link in self._links.items() if link.connected}
+
+    async def flush(self, timeout_seconds: float) -> None:
+        """Let queued messages go out."""
+        await asyncio.gather(*(link.flush(timeout_seconds) for link in self._links.values()))
+
+    async def close(self) -> None:
+        """End all links."""
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+        self._links.clear()
+
+    async def _serve(self, stream: Stream) -> None:
+        """Read one peer's control stream until it ends. What is wrong with it is reported, and ends it."""
+        try:
+            await self._read_hello(stream)
+            while True:
+                kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()))
+                packets.check_size(kind, length)
+                payload = bytearray(length)
+                await frames.receive_payload(stream, memoryview(payload), SEND_SECONDS)
+                self.metrics.control_bytes_received += frames.HEADER_BYTES + length
+                await self._on_frame(stream.peer, kind, bytes(payload))
+        except Refusal as refusal:
+            self._refuse(stream.peer, refusal)
+            stream.abort()
+
+    async def _read_hello(self, stream: Stream) -> None:
+        kind, payload = await frames.receive_frame(stream, 64, HELLO_SECONDS)
+        packets.check_size(kind, len(payload))
+        packets.decode_hello(payload, self.run_id)
+
+    async def _on_frame(self, peer: PeerId, kind: int, payload: bytes) -> None:
+        """Turn a frame into an event. A frame that cannot be read costs its sender the stream."""
+        if kind == FrameKind.ENVELOPE:
+            await self.post(events.EnvelopeReceived(peer, decode_envelope(payload)))
+        elif kind == FrameKind.CERTIFICATE:
+            await self.post(events.CertificateReceived(peer, packets.decode_certificate(payload)))
+        elif kind == FrameKind.WANT:
+            await self.post(events.WantReceived(peer, packets.decode_want(payload)))

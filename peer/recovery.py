@@ -1,0 +1,69 @@
+"""What the journal of a peer holds, and how a peer is rebuilt from it.
+
+The idea: three kinds of records are all a peer needs to be itself again: what it signed (so that it never signs
+a slot differently), what it voted for (so that it stays locked), and what was certified (so that nothing
+decided is forgotten). Everything else can be computed or fetched.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from crowdsurf.peer.journal_format import Record
+from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.errors import Refusal, WorldError
+from crowdsurf.protocol.messages import Certificate, Envelope, Header, View
+from crowdsurf.protocol.node import Recovered
+
+
+class RecordType(enum.IntEnum):
+    """First byte of a journal record."""
+
+    SIGNED = 1
+    LOCK = 2
+    CERTIFICATE = 3
+
+
+class Lock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A header this peer voted for, and the view it did so in."""
+
+    header: Header
+    view: View
+
+
+def recover(records: Iterable[Record]) -> Recovered:
+    """Sort a journal's records. Only what belongs to the newest steps is kept of signatures and locks.
+
+    Raises WorldError if a record that the journal vouches for cannot be read.
+    """
+    certificates: list[Certificate] = []
+    signed: list[Envelope] = []
+    locks: list[tuple[Header, int]] = []
+    for record_type, payload in records:
+        try:
+            if record_type == RecordType.SIGNED:
+                signed.append(wire.unpack(payload, Envelope, limits.ENVELOPE_BYTES_MAX))
+            elif record_type == RecordType.LOCK:
+                lock = wire.unpack(payload, Lock, limits.CERTIFICATE_BYTES_MAX)
+                locks.append((lock.header, lock.view))
+            elif record_type == RecordType.CERTIFICATE:
+                certificates.append(wire.unpack(payload, Certificate, limits.CERTIFICATE_BYTES_MAX))
+                next_step = certificates[-1].header.step + 1
+                signed = [envelope for envelope in signed if envelope.step >= next_step]
+                locks = [lock_ for lock_ in locks if lock_[0].step >= next_step]
+        except Refusal as refusal:
+            raise WorldError(
+                f"the journal holds a record this version cannot read ({refusal.detail}); "
+                "use the version that wrote it, or start with a new home folder"
+            ) from refusal
+    return Recovered(certificates, signed, locks)
+
+
+def certificates_of(records: Iterable[Record]) -> Iterator[Certificate]:
+    """The certified steps of a journal, oldest first. Raises Refusal for one that cannot be read."""
+    for record_type, payload in records:
+        if record_type == RecordType.CERTIFICATE:
+            yield wire.unpack(payload, Certificate, limits.CERTIFICATE_BYTES_MAX)

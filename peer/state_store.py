@@ -1,0 +1,148 @@
+"""States and updates on disk: what a restarted peer starts from and what newcomers and stragglers are served.
+
+The idea: now and then a whole state is saved as it was before some step, and every certified step since the
+older kept one is saved as its averaged gradient. A state plus the updates after it is any later state, so
+neither a crash of this peer nor one of the whole swarm loses a certified step. Files are named by step, written
+beside and renamed, and checked by digest when they are used, never believed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from crowdsurf.peer.files import fsync_folder
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
+from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.ids import Digest
+
+CHECKPOINTS_KEPT = 2
+"""Whole states kept: the newest, and the one before it for whoever is being served."""
+
+
+class StateStore:
+    """The `states` and `updates` folders of a peer's home. Methods block on the disk: call them in a thread."""
+
+    def __init__(self, folder: Path, elements: int) -> None:
+        self._states = folder / "states"
+        self._updates = folder / "updates"
+        self._elements = elements
+        self._located: dict[Digest, tuple[int, int, int]] = {}
+        self._located_steps: dict[int, tuple[bytes, ...]] = {}
+        for path in (self._states, self._updates):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for leftover in path.glob("*.part"):
+                leftover.unlink(missing_ok=True)
+
+    # --- states ------------------------------------------------------------------------------------------
+
+    def save_state(self, step: int, data: memoryview) -> None:
+        """Keep the state before `step`; older ones go. Raises WorldError."""
+        self._write(self._states / f"{step}.state", data, durable=True)
+        for old in self.state_steps()[:-CHECKPOINTS_KEPT]:
+            (self._states / f"{old}.state").unlink(missing_ok=True)
+        self._prune_updates()
+
+    def state_steps(self) -> list[int]:
+        """Steps whose state before is kept, rising."""
+        return _steps_in(self._states, ".state")
+
+    def state_path(self, step: int) -> Path:
+        """The file of a kept state."""
+        return self._states / f"{step}.state"
+
+    def read_state(self, step: int, into: memoryview) -> int:
+        """Read a kept state; its size in bytes. Raises WorldError if it does not fit or cannot be read."""
+        path = self.state_path(step)
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > len(into):
+                    raise WorldError(f"{path} is larger than a state of this run; remove it and start again")
+                position = 0
+                while position < size:
+                    count = file.readinto(into[position:size])
+                    if not count:
+                        break
+                    position += count
+                return position
+        except OSError as error:
+            raise WorldError(f"cannot read {path}: {error.strerror}") from error
+
+    # --- updates -----------------------------------------------------------------------------------------
+
+    def save_update(self, step: int, parts: tuple[bytes, ...], data: memoryview) -> None:
+        """Keep the averaged gradient of a certified step. Raises WorldError."""
+        self._write(self._updates / f"{step}.update", data, durable=False)
+        self.locate(step, parts)
+
+    def locate(self, step: int, parts: tuple[bytes, ...]) -> None:
+        """Remember which bytes of a step's update have which digest, if the update is kept."""
+        if not (self._updates / f"{step}.update").exists():
+            return
+        self._located_steps[step] = parts
+        for digest, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
+            if digest:
+                self._located[Digest(digest)] = (step, start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
+
+    def has_part(self, digest: Digest) -> int | None:
+        """Size in bytes of an aggregated part that is kept; None if it is not."""
+        found = self._located.get(digest)
+        return found[2] if found is not None else None
+
+    def read_part(self, digest: Digest, into: memoryview) -> bool:
+        """Read a kept aggregated part, as the disk has it; the caller checks its digest. False if it is not there."""
+        found = self._located.get(digest)
+        if found is None:
+            return False
+        step, offset, nbytes = found
+        try:
+            with (self._updates / f"{step}.update").open("rb", buffering=0) as file:
+                file.seek(offset)
+                return file.readinto(into[:nbytes]) == nbytes
+        except OSError:
+            return False
+
+    def _prune_updates(self) -> None:
+        steps = self.state_steps()
+        for step in _steps_in(self._updates, ".update"):
+            if steps and step < steps[0]:
+                (self._updates / f"{step}.update").unlink(missing_ok=True)
+                for digest in self._located_steps.pop(step, ()):
+                    if self._located.get(Digest(digest), (None,))[0] == step:
+                        del self._located[Digest(digest)]
+
+    def _write(self, path: Path, data: memoryview, durable: bool) -> None:
+        temporary = path.with_suffix(path.suffix + ".part")
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                os.chmod(temporary, 0o600)
+                for chunk in _chunks(data):
+                    file.write(chunk)
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if durable:
+                fsync_folder(path.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise WorldError(
+                    f"the disk is full: {path.name} needs {len(data)} bytes in {path.parent}; free some space and "
+                    "start the peer again, nothing is lost"
+                ) from error
+            raise WorldError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _chunks(data: memoryview) -> Iterator[memoryview]:
+    """Pieces that one write call takes."""
+    size = 16 * 1024 * 1024
+    for offset in range(0, len(data), size):
+        yield data[offset : offset + size]
+
+
+def _steps_in(folder: Path, suffix: str) -> list[int]:
+    names = (path.name.removesuffix(suffix) for path in folder.iterdir() if path.name.endswith(suffix))
+    return sorted(int(name) for name in names if name.isdigit())
