@@ -13,7 +13,11 @@ from crowdsurf.protocol.ids import digest
 
 
 def seeded_generator(seed: bytes, label: str) -> torch.Generator:
-    """A CPU generator for one purpose. Different labels or seeds give unrelated streams."""
+    """A CPU generator for one purpose, the same stream for the same seed and label.
+
+    torch's CPU generator uses 32 bits of its seed, so two purposes share a stream with odds of 2^-32. That is
+    enough for sampling, and never to be used where a stream must be hard to guess or to hit.
+    """
     derived = digest(f"seed {label}", seed)
     generator = torch.Generator(device="cpu")
     generator.manual_seed(int.from_bytes(derived[:8], "little") >> 1)

@@ -38,8 +38,8 @@ Array = numpy.typing.NDArray[numpy.float64]
 GRAM_BLOCK_ELEMENTS = 1 << 13
 """Columns of one float32 product; longer float32 sums lose accuracy (2e-8 at this size, 2e-6 unblocked)."""
 
-SUM_BLOCK_ELEMENTS = 1 << 15
-"""Columns of one float64 partial of the final sum (256 KiB, second-level cache)."""
+SUM_BLOCK_ELEMENTS = 1 << 16
+"""Columns of one float64 partial of the final sum (512 KiB, second-level cache)."""
 
 ALIKE = 2.0**-7
 """Squared distance over squared norm below which float32 inner products are not accurate enough."""

@@ -131,5 +131,5 @@ def test_gpt_is_causal_and_drops_only_with_a_generator() -> None:
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     kept = dropout(torch.ones(10_000), 0.25, seeded_generator(bytes(32), "dropout"))
-    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert sorted(set(kept.tolist())) == pytest.approx([0.0, 1 / 0.75])
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.03)
