@@ -134,7 +134,7 @@ class Duties:
         try:
             with self._blobs.using(segment):
                 digest, _ = await asyncio.gather(
-                    self._client.apply(segment, void),
+                    self._client.apply(segment, void, part_ranges(self._info.vector_elements, len(effect.parts))),
                     asyncio.to_thread(self._store.save_update, effect.step, effect.parts, segment.view),
                 )
         except WorkerDied as error:

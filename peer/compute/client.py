@@ -27,6 +27,7 @@ from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest, encode_manifest
 
+WORKER_MODULE = "crowdsurf.peer.compute.worker"
 START_SECONDS_MAX = 180.0
 """Importing torch from a cold disk, preparing a large text and building a large model."""
 CLOSE_SECONDS_MAX = 5.0
@@ -69,9 +70,10 @@ class AggregateResult:
 class ComputeClient:
     """Starts, commands and ends one worker. Not for use from several event loops."""
 
-    def __init__(self, threads: int = 1) -> None:
-        """`threads` is the number of CPU threads of the worker's kernels."""
+    def __init__(self, threads: int = 1, module: str = WORKER_MODULE) -> None:
+        """`threads` is the number of CPU threads of the worker's kernels; `module` is the program of its process."""
         self._threads = threads
+        self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._connection: socket.socket | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -161,11 +163,14 @@ class ComputeClient:
             residual=result["residual"],
         )
 
-    async def apply(self, aggregate: Segment, void_ranges: Sequence[Range] = ()) -> Digest:
+    async def apply(
+        self, aggregate: Segment, void_ranges: Sequence[Range] = (), part_ranges: Sequence[Range] = ()
+    ) -> Digest:
         """One outer optimizer step on the averaged gradient in `aggregate`; the new state's digest. Elements of
-        void ranges keep parameters and optimizer state. Raises WorkFailed, with the state unchanged, when another
-        element is not finite."""
-        result = await self._call("apply", {"void_ranges": list(void_ranges)}, aggregate=aggregate)
+        void ranges, and of any of `part_ranges` that is not finite, keep parameters and optimizer state. Raises
+        WorkFailed, with the state unchanged, when another element is not finite."""
+        arguments = {"void_ranges": list(void_ranges), "part_ranges": list(part_ranges)}
+        result = await self._call("apply", arguments, aggregate=aggregate)
         return Digest(result["digest"])
 
     async def digest_blob(self, segment: Segment, offset: int, nbytes: int) -> Digest:
@@ -190,7 +195,7 @@ class ComputeClient:
     async def _spawn(self) -> asyncio.subprocess.Process:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        command = ["-m", "crowdsurf.peer.compute.worker", "--threads", str(self._threads)]
+        command = ["-m", self._module, "--threads", str(self._threads)]
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -98,10 +98,15 @@ class Engine:
             raise WorkFailed("the gradient of this work unit is not finite: training has diverged")
         return total / section.micro_batches, section.micro_batches * section.micro_batch_samples
 
-    def apply(self, gradient: torch.Tensor, void_ranges: Sequence[Range]) -> Digest:
+    def apply(
+        self, gradient: torch.Tensor, void_ranges: Sequence[Range], part_ranges: Sequence[Range] = ()
+    ) -> Digest:
         """One step of the outer optimizer on the aggregated gradient, float32 (elements,) on the CPU; the new
-        state's digest. Void ranges stay as they are, whatever the gradient holds there. Raises WorkFailed (and
-        changes nothing) when another element is not finite."""
+        state's digest. Void ranges stay as they are, whatever the gradient holds there; so does every one of
+        `part_ranges` that is not finite: its bytes are certified, so all peers leave it out alike. Raises
+        WorkFailed (and changes nothing) when an element outside of both is not finite."""
+        broken = [(start, stop) for start, stop in part_ranges if not is_finite(gradient[start:stop])]
+        void_ranges = [*void_ranges, *broken]
         if not all(is_finite(gradient[start:stop]) for start, stop in live_ranges(self.elements, void_ranges)):
             raise WorkFailed("the aggregated gradient is not finite outside the void ranges")
         vectors = self.state.optimizer_vectors

@@ -164,9 +164,12 @@ class Worker:
             "residual": outcome.residual,
         }
 
-    def _apply(self, aggregate: int, void_ranges: list[tuple[int, int]]) -> dict[str, Any]:
+    def _apply(
+        self, aggregate: int, void_ranges: list[tuple[int, int]], part_ranges: list[tuple[int, int]]
+    ) -> dict[str, Any]:
         gradient = self._memory.vector(aggregate, 0, self._running.elements)
-        return {"digest": self._running.apply(gradient, [(start, stop) for start, stop in void_ranges])}
+        void, parts = ([(start, stop) for start, stop in ranges] for ranges in (void_ranges, part_ranges))
+        return {"digest": self._running.apply(gradient, void, parts)}
 
     def _digest_blob(self, segment: int, offset: int, nbytes: int) -> dict[str, Any]:
         return {"digest": blob_digest(self._memory.view(segment, offset, nbytes))}

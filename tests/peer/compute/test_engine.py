@@ -156,3 +156,13 @@ def test_export_is_readable_and_whole_or_not_at_all(make_manifest: MakeManifest,
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(WorldError, match="cannot write"):
         engine.export(tmp_path / "missing" / "model.safetensors")
+
+
+def test_a_part_that_is_not_finite_counts_as_void(make_manifest: MakeManifest) -> None:
+    engine, other = Engine(make_manifest(), CPU), Engine(make_manifest(), CPU)
+    gradient = torch.ones(engine.elements)
+    gradient[7] = float("nan")
+    half = engine.elements // 2
+    parts = [(0, half), (half, engine.elements)]
+    expected = other.apply(torch.ones(engine.elements), [(0, half)])
+    assert engine.apply(gradient, (), parts) == expected
