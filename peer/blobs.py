@@ -64,6 +64,7 @@ class BlobStore:
         self._held: dict[Digest, Place] = {}
         self._expected: dict[Digest, tuple[int, Place]] = {}
         self._receiving: set[Digest] = set()
+        self._oldest_step = 0
         self._changed = asyncio.Event()
 
     # --- making places -----------------------------------------------------------------------------------
@@ -98,13 +99,17 @@ class BlobStore:
 
     # --- bytes coming in ---------------------------------------------------------------------------------
 
-    async def wait_expected(self, digest: Digest, timeout_seconds: float) -> bool:
-        """Wait until bytes with this digest are expected or held; False if that does not happen in time."""
+    async def wait_expected(self, step: int, digest: Digest, timeout_seconds: float) -> bool:
+        """Wait until bytes with this digest are expected or held, or their step is over; False if nothing of that
+        happens in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while digest not in self._expected and digest not in self._held:
+                while not self._settled(step, digest):
                     await self._changed.wait()
-        return digest in self._expected or digest in self._held
+        return self._settled(step, digest)
+
+    def _settled(self, step: int, digest: Digest) -> bool:
+        return digest in self._expected or digest in self._held or step < self._oldest_step
 
     @contextlib.contextmanager
     def receiving(self, digest: Digest) -> Iterator[Place | None]:
@@ -212,6 +217,8 @@ class BlobStore:
 
     def retire(self, before_step: int) -> None:
         """Forget everything about earlier steps."""
+        self._oldest_step = max(self._oldest_step, before_step)
+        self._notify()
         for step in [step for step in self._steps if step < before_step]:
             memory = self._steps.pop(step)
             for digest in memory.held:

@@ -20,7 +20,7 @@ from crowdsurf.peer.transport import frames
 from crowdsurf.peer.transport.base import Stream, Transport
 from crowdsurf.protocol import events, limits, wire
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
-from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId, blob_digest
+from crowdsurf.protocol.ids import Digest, PeerId, blob_digest
 
 QUEUED_BLOBS_MAX = 2 * limits.ROSTER_PEERS_MAX
 """Parts waiting for one peer; older ones are dropped, a peer that still wants them pulls them."""
@@ -50,13 +50,13 @@ class _Sender:
     def __init__(self, peer: PeerId, bulk: Bulk) -> None:
         self._peer = peer
         self._bulk = bulk
-        self._queue: deque[Digest] = deque(maxlen=QUEUED_BLOBS_MAX)
+        self._queue: deque[tuple[int, Digest]] = deque(maxlen=QUEUED_BLOBS_MAX)
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="bulk sender")
 
-    def push(self, digest: Digest) -> None:
+    def push(self, step: int, digest: Digest) -> None:
         """Queue a blob."""
-        self._queue.append(digest)
+        self._queue.append((step, digest))
         self._wake.set()
 
     async def close(self) -> None:
@@ -70,7 +70,7 @@ class _Sender:
             while self._queue:
                 try:
                     stream = stream or await self._open()
-                    await self._send(stream, self._queue.popleft())
+                    await self._send(stream, *self._queue.popleft())
                 except WorldError:
                     # The peer, its link or its patience is gone; what it still needs it will pull.
                     if stream is not None:
@@ -86,11 +86,13 @@ class _Sender:
         await frames.send_frame(stream, FrameKind.HELLO, hello, timeout_seconds=10.0)
         return stream
 
-    async def _send(self, stream: Stream, digest: Digest) -> None:
+    async def _send(self, stream: Stream, step: int, digest: Digest) -> None:
         with self._bulk.blobs.lend(digest) as view:
             if view is None:
                 return
-            await frames.send_frame(stream, FrameKind.BLOB, digest, view, timeout_seconds=transfer_seconds(len(view)))
+            head = packets.PUSH_HEAD.pack(step, digest)
+            seconds = transfer_seconds(len(view))
+            await frames.send_frame(stream, FrameKind.PUSH, head, view, timeout_seconds=seconds)
             self._bulk.metrics.part_bytes_sent += len(view)
 
 
@@ -121,11 +123,11 @@ class Bulk:
         """Accept bulk streams."""
         await self.transport.serve(packets.BULK_STREAM, self._serve)
 
-    def push(self, peer: PeerId, digest: Digest) -> None:
+    def push(self, peer: PeerId, step: int, digest: Digest) -> None:
         """Queue a blob for a peer."""
         if peer not in self._senders:
             self._senders[peer] = _Sender(peer, self)
-        self._senders[peer].push(digest)
+        self._senders[peer].push(step, digest)
 
     async def keep(self, peers: set[PeerId]) -> None:
         """Forget senders to anybody else."""
@@ -150,12 +152,13 @@ class Bulk:
     async def _receive_one(self, stream: Stream) -> None:
         bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
         kind, length = await frames.receive_header(stream, bytes_max, IDLE_SECONDS_MAX)
-        if kind != FrameKind.BLOB or length <= DIGEST_BYTES:
+        if kind != FrameKind.PUSH or length <= packets.PUSH_HEAD.size:
             raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a bulk stream")
-        name = bytearray(DIGEST_BYTES)
-        await frames.receive_payload(stream, memoryview(name), 30.0)
-        digest, nbytes = Digest(bytes(name)), length - DIGEST_BYTES
-        if not await self.blobs.wait_expected(digest, self._patience_seconds):
+        head = bytearray(packets.PUSH_HEAD.size)
+        await frames.receive_payload(stream, memoryview(head), 30.0)
+        step, name = packets.PUSH_HEAD.unpack(head)
+        digest, nbytes = Digest(name), length - len(head)
+        if not await self.blobs.wait_expected(step, digest, self._patience_seconds):
             raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes that nobody here asked for")
         if await receive_blob(stream, self.blobs, digest, nbytes):
             self.metrics.part_bytes_received += nbytes

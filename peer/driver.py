@@ -169,7 +169,7 @@ class Driver:
                 parts.blobs.expect_aggregate(effect)
             case effects.SendBlob():
                 for peer in effect.to:
-                    parts.bulk.push(peer, effect.digest)
+                    parts.bulk.push(peer, effect.step, effect.digest)
             case effects.FetchBlob():
                 self._start(self._fetch_blob(effect))
             case effects.RequestChain():

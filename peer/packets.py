@@ -9,6 +9,7 @@ SPEC.md §2 gives the layouts.
 from __future__ import annotations
 
 import enum
+import struct
 from typing import Annotated
 
 import msgspec
@@ -34,7 +35,9 @@ class FrameKind(enum.IntEnum):
     CERTIFICATE = 3
     WANT = 4
     BLOB = 5
-    """Digest, then the raw bytes it names."""
+    """Digest, then the raw bytes it names: the answer to GET_BLOB."""
+    PUSH = 6
+    """Step, digest, then the raw bytes it names: unasked, on a bulk stream."""
     GET_BLOB = 16
     GET_CHAIN = 17
     GET_STATE = 18
@@ -61,6 +64,9 @@ class StateHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     state_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
 
 
+PUSH_HEAD = struct.Struct(f">Q{DIGEST_BYTES}s")
+"""Step and digest at the head of a PUSH frame."""
+
 PAYLOAD_BYTES_MAX: dict[int, int] = {
     FrameKind.END: 0,
     FrameKind.HELLO: 64,
@@ -75,7 +81,7 @@ PAYLOAD_BYTES_MAX: dict[int, int] = {
     FrameKind.STATE: 32,
     FrameKind.NOT_HERE: 0,
 }
-"""Bound of every small frame; BLOB and CHUNK are bounded by what is expected of them."""
+"""Bound of every small frame; BLOB, PUSH and CHUNK are bounded by what is expected of them."""
 
 
 def check_size(kind: int, length: int) -> None:

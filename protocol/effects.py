@@ -100,9 +100,10 @@ class ExpectAggregate:
 
 @dataclass(frozen=True, slots=True)
 class SendBlob:
-    """Push a blob we hold to some peers."""
+    """Push a blob of a step we hold to some peers."""
 
     to: tuple[PeerId, ...]
+    step: int
     digest: Digest
 
 

@@ -63,7 +63,16 @@ class Code(enum.Enum):
 
 
 _IGNORED = frozenset(
-    {Code.STALE, Code.FUTURE, Code.DUPLICATE, Code.NOT_MEMBER, Code.LOCKED, Code.QUEUE_FULL, Code.EXPIRED}
+    {
+        Code.STALE,
+        Code.FUTURE,
+        Code.DUPLICATE,
+        Code.NOT_MEMBER,
+        Code.LOCKED,
+        Code.QUEUE_FULL,
+        Code.EXPIRED,
+        Code.UNEXPECTED_BLOB,
+    }
 )
 
 

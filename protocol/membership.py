@@ -13,6 +13,7 @@ from crowdsurf.protocol.chain import Head
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.roster import Roster
 
 
 class Membership:
@@ -32,7 +33,7 @@ class Membership:
         if self._manifest.admission != "open" and peer not in self._manifest.founders:
             raise Refusal(Code.NOT_MEMBER, "only founders are admitted to this run")
         if step <= self._left.get(peer, -1):
-            raise Refusal(Code.EXPIRED, "the request is older than its sender's goodbye")
+            raise Refusal(Code.EXPIRED, "the request is older than the end of its sender's membership")
         self._joins.pop(peer, None)
         self._joins[peer] = step
         while len(self._joins) > limits.CANDIDATES_MAX:
@@ -47,11 +48,13 @@ class Membership:
             raise Refusal(Code.EXPIRED, "the goodbye is older than the membership")
         self._leaves[peer] = step
 
-    def on_head(self, head: Head) -> None:
-        """A step was certified: forget what happened and what is too old."""
+    def on_head(self, before: Roster, head: Head) -> None:
+        """A step was certified: forget what happened and what is too old. Whoever is out of the roster since then
+        must ask anew, or anybody could bring it back by replaying how it once asked."""
         members = set(head.roster.peers)
-        for peer in [peer for peer in self._leaves if peer not in members]:
-            self._left[peer] = self._leaves.pop(peer)
+        for peer in set(before.peers) - members:
+            self._leaves.pop(peer, None)
+            self._left[peer] = head.step - 1
         oldest = head.step - limits.JOIN_WINDOW_STEPS
         self._left = {peer: step for peer, step in self._left.items() if step >= oldest}
         self._joins = OrderedDict(

@@ -148,7 +148,8 @@ class Node:
         elif isinstance(event, events.WantReceived):
             self._on_want(event)
         elif isinstance(event, events.PeerGone):
-            self._gone.add(event.peer)
+            if event.peer in self.contacts():
+                self._gone.add(event.peer)
         elif isinstance(event, events.PeerSeen):
             self._gone.discard(event.peer)
         elif isinstance(event, events.LeaveAsked):
@@ -162,6 +163,8 @@ class Node:
             self._effects += self.catch_up.blob_failed(event.digest, self._reachable())
         elif machine is not None and isinstance(event, events.WorkDone) and event.step == self._step:
             machine.on_work_done(event, now)
+        elif machine is not None and isinstance(event, events.WorkFailed) and event.step == self._step:
+            machine.on_work_failed()
         elif machine is not None and isinstance(event, events.PartAggregated) and event.step == self._step:
             machine.on_part_aggregated(event, now)
         else:
@@ -179,6 +182,7 @@ class Node:
             self.catch_up.state_failed()
         elif isinstance(event, events.StateLost):
             self.catch_up.lose_state()
+            self._remember_signed()
             self._drop_machine()
 
     def _guard(self, source: PeerId, action: object) -> None:
@@ -232,10 +236,12 @@ class Node:
             raise Refusal(Code.FUTURE, f"forwarded from step {envelope.step}, which is not known here yet")
         if source not in self.chain.head.roster.indexes and envelope.step == self._step:
             raise Refusal(Code.NOT_MEMBER, "the sender is not in the roster of this step")
-        if envelope.step > self._step and len(self._ahead) < limits.ROSTER_PEERS_MAX:
-            self._ahead[source] = envelope.step
+        if envelope.step > self._step:
+            self._note_ahead(source, envelope.step)
         if envelope.step > self._step + 1:
             raise Refusal(Code.FUTURE, f"step {envelope.step} is not known here yet")
+        if source not in self.contacts():
+            raise Refusal(Code.NOT_MEMBER, "the sender is neither a member nor has it asked to join")
         if source not in self._early and len(self._early) >= limits.ROSTER_PEERS_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many peers are ahead")
         kept = self._early.setdefault(source, [])
@@ -273,7 +279,9 @@ class Node:
 
     def _help_after_the_end(self, event: Event) -> None:
         """This peer is done, but whoever still works on a step it knows the end of gets told."""
-        if isinstance(event, events.EnvelopeReceived) and event.envelope.step < self._step:
+        if not isinstance(event, events.EnvelopeReceived) or event.source not in self.contacts():
+            return
+        if event.envelope.step < self._step:
             self._helped.clear()
             self._help(event.source, event.envelope.step)
 
@@ -293,7 +301,7 @@ class Node:
             if certificate.header.step < self._step:
                 continue
             if certificate.header.step > self._step:
-                self._ahead[source] = certificate.header.step
+                self._note_ahead(source, certificate.header.step)
                 raise Refusal(Code.FUTURE, f"step {certificate.header.step} is not known here yet")
             self._certified(certificate, view=max(view for _, view, _ in certificate.votes))
 
@@ -334,7 +342,8 @@ class Node:
             for peer, envelopes in self._early.items()
             if (kept := [envelope for envelope in envelopes if envelope.step >= self._step])
         }
-        self.membership.on_head(self.chain.head)
+        self.membership.on_head(head.roster, self.chain.head)
+        self._gone.intersection_update(self.contacts())
         if head.roster.peers != self.chain.head.roster.peers:
             self._effects.append(RosterChanged(self.contacts()))
 
@@ -368,6 +377,8 @@ class Node:
         elif self.is_member:
             if self.machine is None:
                 self._begin(now)
+                # Messages that were waiting may have certified the step at once; then the next one is due.
+                self._effects += self.catch_up.advance(self._step, self._reachable())
             if self._leaving:
                 self._announce(Kind.LEAVE, Leave(), now)
         elif self._leaving:
@@ -395,6 +406,14 @@ class Node:
     def _reopen(self, envelope: Envelope) -> Opened:
         return open_envelope(envelope, self.chain.run_id, self._verify)
 
+    def _remember_signed(self) -> None:
+        """The step will be begun again: its new machine must know what was signed in it (SPEC R-2.7)."""
+        if self.machine is not None:
+            signed = [opened.envelope for opened in self.machine.transcript.own(self.me)]
+            ballot = self.machine.ballot
+            locks = [(ballot.lock, ballot.lock_view)] if ballot.lock is not None else []
+            self._recovered = Recovered(signed=signed, locks=locks)
+
     def _drop_machine(self) -> None:
         if self.machine is not None:
             self._effects += self.machine.effects
@@ -421,7 +440,9 @@ class Node:
         self._chain_asked_until = None
         if not self._ahead:
             return
-        peer = max(self._ahead, key=lambda peer: (self._ahead[peer], peer))
+        roster = self.chain.head.roster.indexes
+        # Members first: how far ahead somebody is, is only its own word.
+        peer = max(self._ahead, key=lambda peer: (peer in roster, self._ahead[peer], peer))
         self._chain_asked_until = now + 8 * self._timing.delivery_seconds
         self._effects.append(RequestChain(peer, self._step))
 
@@ -429,6 +450,11 @@ class Node:
         self.finished = True
         self._drop_machine()
         self._effects.append(Finished(reason))
+
+    def _note_ahead(self, source: PeerId, step: int) -> None:
+        """Remember whom to ask for the chain: any member, and strangers as long as there is room."""
+        if source in self.chain.head.roster.indexes or len(self._ahead) < limits.ROSTER_PEERS_MAX:
+            self._ahead[source] = step
 
     # --- small helpers -----------------------------------------------------------------------------------
 

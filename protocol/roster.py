@@ -78,8 +78,10 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     for index, member in enumerate(roster.members):
         present = index in contributors and index not in failed and bool(header.nonces[index])
         missed = 0 if present else member.missed + 1
-        if member.peer not in gone and missed <= missed_steps_max:
+        if member.peer not in gone:
             members.append(Member(member.peer, member.joined, missed))
+    # A step that fails for everybody is nobody's fault, and a roster without members could never go on.
+    members = [member for member in members if member.missed <= missed_steps_max] or members
     members += [Member(peer, header.step + 1) for peer in header.joined]
     return Roster(tuple(sorted(members, key=lambda member: member.peer)))
 

@@ -114,6 +114,7 @@ class StepMachine:
         self._cuts: dict[Digest, AcceptedCut] = {}
         self._asked: dict[bytes, float] = {}
         self._pulled = False
+        self._work_failed = False
         self._deadline = now + timing.work.bound_seconds()
         self._resend_wait = timing.delivery_seconds
         self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
@@ -121,15 +122,15 @@ class StepMachine:
     # --- what the node calls -----------------------------------------------------------------------------
 
     def start(self, signed: list[Opened], lock: tuple[Header, int] | None, now: float) -> None:
-        """Begin: compute the work unit, unless a restart finds this step's slots signed already (SPEC R-2.7)."""
+        """Begin: compute the work unit. After a restart it is computed again, because its bytes were only in
+        memory; what was signed before stays as it was (SPEC R-2.7)."""
         for opened in signed:
             self._signed[slot_of(opened.envelope)] = opened
             self.transcript.add(opened)
+            self._count(opened)
         if lock is not None:
             self.ballot.lock_on(*lock)
-        if self.me not in self.transcript.commits:
-            seed = assignment.work_seed(self.facts.head.beacon, self.me)
-            self.effects.append(ComputeWork(self.facts.head.step, seed, len(self.facts.peers)))
+        self._compute_work()
         self.advance(now)
 
     def next_deadline(self) -> float | None:
@@ -181,6 +182,10 @@ class StepMachine:
             self._move(Trigger.WORK_DONE, now)
         self.advance(now)
 
+    def on_work_failed(self) -> None:
+        """Try again should the step be unable to go on without this peer; see `_commits_trigger`."""
+        self._work_failed = True
+
     def on_blob(self, digest: bytes, now: float) -> None:
         """A blob this step may be waiting for is held now."""
         self._blobs.add(digest)
@@ -194,7 +199,7 @@ class StepMachine:
         included = bitmap_of(list(event.included), len(self.facts.peers))
         subject = event.cut + event.part.to_bytes(2, "big")
         if self._say(Kind.AGGREGATE, 0, subject, Aggregate(event.cut, event.part, event.digest, included)):
-            self.effects.append(SendBlob(self._others(), event.digest))
+            self.effects.append(SendBlob(self._others(), event.step, event.digest))
         self.advance(now)
 
     def on_message(self, opened: Opened, now: float) -> None:
@@ -255,6 +260,8 @@ class StepMachine:
         enough = len(self.transcript.commits) >= self.quorum
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
+            if self._work_failed:
+                self._compute_work()
         return Trigger.COMMITS_IN if enough and (late or not self.commits_lacking()) else None
 
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
@@ -331,7 +338,7 @@ class StepMachine:
         elif mine is not None:
             for part, aggregator in enumerate(accepted.duties):
                 if aggregator != self.me and mine.parts[part] in self._blobs:
-                    self.effects.append(SendBlob((aggregator,), Digest(mine.parts[part])))
+                    self.effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
         for item in accepted.inputs:
             if item.digest not in self._blobs:
                 size = self._part_bytes(item.part)
@@ -534,11 +541,16 @@ class StepMachine:
         self.transcript.add(opened)
         self.effects.append(PersistSigned(opened.envelope))
         self.effects.append(SendEnvelope(self._others(), opened.envelope))
-        if isinstance(payload, Vote):
-            self.ballot.vote(self.me, view, payload.header, opened.envelope.signature)
-        elif isinstance(payload, ViewChange):
-            self.ballot.request(self.me, view, payload)
+        self._count(opened)
         return opened
+
+    def _count(self, opened: Opened) -> None:
+        """Give a vote or a request for a view of our own to the ballot, as those of others are."""
+        view = opened.envelope.view
+        if isinstance(opened.payload, Vote):
+            self.ballot.vote(self.me, view, opened.payload.header, opened.envelope.signature)
+        elif isinstance(opened.payload, ViewChange):
+            self.ballot.request(self.me, view, opened.payload)
 
     def _resend(self, now: float) -> None:
         """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.13)."""
@@ -567,6 +579,11 @@ class StepMachine:
 
     def _part_bytes(self, part: int) -> int:
         return assignment.part_bytes(self._elements, len(self.facts.peers), part)
+
+    def _compute_work(self) -> None:
+        self._work_failed = False
+        seed = assignment.work_seed(self.facts.head.beacon, self.me)
+        self.effects.append(ComputeWork(self.facts.head.step, seed, len(self.facts.peers)))
 
     def _nonce(self) -> bytes:
         step = self.facts.head.step.to_bytes(8, "big")

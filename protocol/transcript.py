@@ -103,8 +103,11 @@ class Transcript:
 
     def add_conflicting(self, opened: Opened) -> None:
         """Keep a commit whose sender also sent another one: a cut may name either, and whoever accepted that cut
-        must be able to show it. The proof against the sender is the caller's."""
-        self._by_digest[opened.digest] = opened
+        must be able to show it. The proof against the sender is the caller's. Counts against the sender's share."""
+        said = self._per_member.get(opened.sender, 0)
+        if opened.digest not in self._by_digest and said < _MESSAGES_PER_MEMBER_MAX:
+            self._by_digest[opened.digest] = opened
+            self._per_member[opened.sender] = said + 1
 
     def commit_in(self, cut: Cut, member: int, peer: PeerId) -> Commit | None:
         """The commit a cut names for a member, if heard from that member."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
+from crowdsurf.protocol import limits
 from crowdsurf.protocol.errors import Code, Refusal
 
 T = TypeVar("T")
@@ -42,14 +43,15 @@ def unpack(data: bytes | memoryview, kind: type[T], bytes_max: int) -> T:
 
 
 def _unpack_plain(data: bytes) -> Any:
-    """msgpack to plain values. Every length is bounded by the input's own size, which the caller has bounded,
-    and msgpack's parser stops by itself at 1,024 levels of nesting, on a stack of its own."""
+    """msgpack to plain values. Every length is bounded by the input's own size, which the caller has bounded, and
+    that of arrays by ARRAY_ITEMS_MAX, because an array takes memory before its elements are read. The parser stops
+    by itself at 1,024 levels of nesting, on a stack of its own."""
     try:
         return msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
-            max_array_len=len(data),
+            max_array_len=min(len(data), limits.ARRAY_ITEMS_MAX),
             max_map_len=len(data),
             max_str_len=len(data),
             max_bin_len=len(data),

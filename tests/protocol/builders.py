@@ -1,0 +1,142 @@
+"""One step made by hand: what its members say when all goes well, for tests of single rules.
+
+The idea: `CompleteStep` holds every message of an undisturbed step, its cut and its header, so that a test changes
+exactly one thing and sees exactly one refusal. Signatures are the keyed digests of `swarm.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol import wire
+from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.chain import Head, genesis, vote_message
+from crowdsurf.protocol.envelope import Opened, Slot, seal
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.manifest import Manifest, run_id_of
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Certificate,
+    Commit,
+    Cut,
+    Header,
+    Kind,
+    Payload,
+    Reveal,
+    bitmap_of,
+    payload_digest,
+)
+from crowdsurf.protocol.outcome import StepFacts, build_header
+from crowdsurf.protocol.transcript import Transcript
+from tests.protocol.swarm import FakeSigner, manifest_for, name
+
+
+def digest_of(payload: msgspec.Struct) -> Digest:
+    """The payload digest of a structure."""
+    return payload_digest(wire.pack(payload))
+
+
+def refused(action: Callable[[], object], code: Code) -> str:
+    """Run something that must be refused with this code; the detail."""
+    with pytest.raises(Refusal) as caught:
+        action()
+    assert caught.value.code is code, caught.value
+    return caught.value.detail
+
+
+def certificate_of(manifest: Manifest, header: Header, voters: Iterable[tuple[int, FakeSigner]]) -> Certificate:
+    """A certificate with real votes of these members, in view 0."""
+    run_id = run_id_of(manifest)
+    votes = tuple(
+        (index, 0, signer.sign(vote_message(run_id, header, 0, signer.peer_id))) for index, signer in sorted(voters)
+    )
+    return Certificate(header, votes)
+
+
+class CompleteStep:
+    """Step `head.step` of a swarm of `count` peers in which `contributors` took part and nothing went wrong."""
+
+    def __init__(
+        self,
+        count: int = 4,
+        contributors: Iterable[int] | None = None,
+        head: Head | None = None,
+        joins: dict[int, tuple[bytes, ...]] | None = None,
+        leaves: dict[int, tuple[bytes, ...]] | None = None,
+        **changes: object,
+    ) -> None:
+        signers = [FakeSigner(number) for number in range(count)]
+        self.manifest = manifest_for(signers, **changes)
+        self.run_id = run_id_of(self.manifest)
+        self.head = genesis(self.manifest) if head is None else head
+        by_peer = {signer.peer_id: signer for signer in signers}
+        self.signers = [by_peer[peer] for peer in self.head.roster.peers]
+        """By member index."""
+        self.facts = StepFacts(self.manifest, self.head, name("state", self.head.step))
+        self.contributors = list(range(count)) if contributors is None else sorted(contributors)
+        self.transcript = Transcript()
+        self.blobs: set[bytes] = set()
+        for index in self.contributors:
+            self.add(self.say(index, Kind.COMMIT, self.commit(index, joins or {}, leaves or {})))
+        self.cut = Cut(self.head.previous, tuple((i, self.commit_name(i)) for i in self.contributors))
+        self.cut_name = digest_of(self.cut)
+        self.add(self.say(0, Kind.PROPOSAL, self.cut))
+        for part in range(count):
+            self.add(self.aggregate(part))
+            self.blobs.add(name("aggregate", part))
+        for index in self.contributors:
+            self.add(self.say(index, Kind.REVEAL, Reveal(self.cut_name, name("nonce", index))))
+        self.header = build_header(self.facts, self.transcript, self.blobs, self.cut_name, self.cut)
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return self.head.roster.peers
+
+    def commit(
+        self, index: int, joins: dict[int, tuple[bytes, ...]], leaves: dict[int, tuple[bytes, ...]]
+    ) -> Commit:
+        parts = tuple(name("part", index, part) for part in range(len(self.peers)))
+        return Commit(
+            previous=self.head.previous,
+            state=self.facts.state,
+            parts=parts,
+            nonce_digest=nonce_digest(name("nonce", index)),
+            loss=1.5,
+            samples=32,
+            joins=joins.get(index, ()),
+            leaves=leaves.get(index, ()),
+        )
+
+    def commit_name(self, index: int) -> Digest:
+        return self.transcript.commits[self.peers[index]].digest
+
+    def aggregator(self, part: int) -> int:
+        return self.peers.index(self.facts.duties(self.cut)[part])
+
+    def aggregate(self, part: int) -> Opened:
+        included = bitmap_of(self.contributors, len(self.peers))
+        payload = Aggregate(self.cut_name, part, name("aggregate", part), included)
+        return self.say(self.aggregator(part), Kind.AGGREGATE, payload, subject=self.subject(part))
+
+    def subject(self, part: int) -> bytes:
+        return self.cut_name + part.to_bytes(2, "big")
+
+    def say(self, index: int, kind: Kind, payload: Payload, view: int = 0, subject: bytes = b"") -> Opened:
+        """A message signed by a member, not recorded."""
+        return seal(self.signers[index], self.run_id, Slot(self.head.step, view, kind, subject), payload)
+
+    def add(self, opened: Opened) -> Opened:
+        assert self.transcript.check_slot(opened) is None
+        self.transcript.add(opened)
+        return opened
+
+    def certificate(self, voters: Iterable[int] | None = None, header: Header | None = None) -> Certificate:
+        """The header with the votes of these members (all of them by default)."""
+        chosen = range(len(self.peers)) if voters is None else voters
+        return certificate_of(
+            self.manifest, self.header if header is None else header, [(i, self.signers[i]) for i in chosen]
+        )
