@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.transport.base import Transport
 from crowdsurf.peer.transport.memory import MemoryNetwork
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.errors import MisuseError, RefusedBySwarm, Unreachable, WorldError
+from crowdsurf.protocol.errors import MisuseError, Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, peer_text
 from crowdsurf.protocol.manifest import Manifest, decode_manifest, encode_manifest, run_id_of
 
@@ -60,19 +60,25 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest kept in a run folder. Raises MisuseError if there is none, Refusal if it is damaged."""
+    """The manifest kept in a run folder. Raises MisuseError if there is none, WorldError if it is damaged."""
+    path = folder / MANIFEST_FILE
     try:
-        data = (folder / MANIFEST_FILE).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise MisuseError(f"there is no run in {folder}: it has no {MANIFEST_FILE}") from error
-    return decode_manifest(data)
+    try:
+        return decode_manifest(data)
+    except Refusal as refusal:
+        raise WorldError(
+            f"{path} is damaged ({refusal.detail}); move it away, and the next join fetches it again"
+        ) from refusal
 
 
 @contextlib.asynccontextmanager
 async def p2pd_place(
-    invite: Invite, config: NodeConfig, evaluate_steps: int = 0
+    invite: Invite, config: NodeConfig, evaluate_steps: int = 0, tell: Callable[[str], None] = log.info
 ) -> AsyncIterator[tuple[Manifest, Place]]:
-    """Everything a volunteer's peer needs over libp2p.
+    """Everything a volunteer's peer needs over libp2p. `tell` gets one plain sentence per event.
 
     Raises MisuseError, WorldError, Unreachable, RefusedBySwarm, each with one plain sentence.
     """
@@ -82,7 +88,8 @@ async def p2pd_place(
 
     home = home_of(config)
     key = PeerKey.load_or_create(home / KEY_FILE)
-    folder = run_folder(home, invite.run_id)
+    run_id = Digest(invite.run_id)
+    folder = run_folder(home, run_id)
     options = P2pdOptions(home / KEY_FILE, listen=config.listen, announce=config.announce)
     transport = await P2pdTransport.create(options)
     try:
@@ -92,10 +99,11 @@ async def p2pd_place(
         for known in LastKnownPeers.open(folder / "peers").peers():
             peer = PeerId(known.peer)
             book.add(peer, book.of(peer) or known.addresses)
-        manifest = await _manifest_of(invite, folder, transport, book)
+        manifest = await _manifest_of(invite, folder, transport, book, tell)
+        tell(f"Run {manifest.name} trains task {manifest.task.name} with rule {manifest.rule.name}.")
         _check_admission(manifest, invite, key)
         bootstrap = tuple(address for peer in book.peers() for address in _with_peer(book.of(peer), peer))
-        directory = await HivemindDirectory.open(transport.p2p, invite.run_id, (), verify=verify, now=wall_seconds)
+        directory = await HivemindDirectory.open(transport.p2p, run_id, (), verify=verify, now=wall_seconds)
         try:
             if bootstrap:
                 await _join_directory(directory, bootstrap, may_fail=key.peer_id in manifest.founders)
@@ -118,7 +126,9 @@ async def p2pd_place(
         await transport.close()
 
 
-async def _manifest_of(invite: Invite, folder: Path, transport: Transport, book: AddressBook) -> Manifest:
+async def _manifest_of(
+    invite: Invite, folder: Path, transport: Transport, book: AddressBook, tell: Callable[[str], None]
+) -> Manifest:
     """The run's manifest: kept from last time, or fetched from a peer the invite names."""
     if (folder / MANIFEST_FILE).exists():
         manifest = load_manifest(folder)
@@ -127,17 +137,19 @@ async def _manifest_of(invite: Invite, folder: Path, transport: Transport, book:
         raise WorldError(f"{folder / MANIFEST_FILE} belongs to another run; move the folder away and join again")
     if not book.peers():
         raise Unreachable("the invite names no address but this peer's own, and there is no manifest here")
+    tell(f"Looking for the swarm at {', '.join(invite.addresses)}.")
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + BOOTSTRAP_SECONDS_MAX
     while True:
         try:
-            manifest = await fetch_manifest(transport, book, invite.run_id)
+            manifest = await fetch_manifest(transport, book, Digest(invite.run_id))
             break
         except Unreachable:
             if loop.time() >= give_up_at:
                 raise
             await asyncio.sleep(1.0)
     save_manifest(folder, manifest)
+    tell("Found the swarm and fetched the run's manifest.")
     return manifest
 
 

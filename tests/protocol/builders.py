@@ -96,9 +96,7 @@ class CompleteStep:
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
 
-    def commit(
-        self, index: int, joins: dict[int, tuple[bytes, ...]], leaves: dict[int, tuple[bytes, ...]]
-    ) -> Commit:
+    def commit(self, index: int, joins: dict[int, tuple[bytes, ...]], leaves: dict[int, tuple[bytes, ...]]) -> Commit:
         parts = tuple(name("part", index, part) for part in range(len(self.peers)))
         return Commit(
             previous=self.head.previous,

@@ -1,0 +1,59 @@
+"""Hypothesis strategies for every payload: within the bounds of its fields, otherwise without sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Join, Leave, Reveal, ViewChange, Vote
+
+digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
+optional_digests = st.just(b"") | digests
+peers = st.binary(min_size=PEER_ID_BYTES, max_size=PEER_ID_BYTES)
+members = st.integers(0, limits.ROSTER_PEERS_MAX - 1)
+bitmaps = st.binary(max_size=limits.ROSTER_PEERS_MAX // 8)
+
+
+def tuples(values: st.SearchStrategy[Any], min_size: int = 0, max_size: int = 6) -> st.SearchStrategy[Any]:
+    return st.lists(values, min_size=min_size, max_size=max_size).map(tuple)
+
+
+headers = st.builds(
+    Header,
+    step=st.integers(0, 2**48),
+    previous=digests,
+    roster=digests,
+    state=digests,
+    cut=digests,
+    contributors=bitmaps,
+    parts=tuples(optional_digests, 1),
+    nonces=tuples(optional_digests, 1),
+    beacon=digests,
+    joined=tuples(peers),
+    left=tuples(peers),
+    next_roster=digests,
+)
+PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
+    Commit: st.builds(
+        Commit,
+        previous=digests,
+        state=digests,
+        parts=tuples(digests, 1),
+        nonce_digest=digests,
+        loss=st.floats(allow_nan=False),
+        samples=st.integers(0, 2**40),
+        joins=tuples(peers),
+        leaves=tuples(peers),
+    ),
+    Cut: st.builds(Cut, previous=digests, commits=tuples(st.tuples(members, digests), 1)),
+    Aggregate: st.builds(Aggregate, cut=digests, part=members, digest=digests, included=bitmaps),
+    Reveal: st.builds(Reveal, cut=digests, nonce=digests),
+    Header: headers,
+    Vote: st.builds(Vote, header=digests),
+    ViewChange: st.builds(ViewChange, lock=st.none() | headers, lock_view=st.integers(0, limits.VIEWS_MAX - 1)),
+    Join: st.just(Join()),
+    Leave: st.just(Leave()),
+}

@@ -1,0 +1,96 @@
+"""What one message of a step must satisfy: each check refuses with its own code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol.checks import check_aggregate, check_commit, check_cut, check_proposer, check_reveal
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.messages import Aggregate, Cut, Kind, Reveal, bitmap_of
+from crowdsurf.protocol.transcript import Transcript
+from tests.protocol.builders import CompleteStep, refused
+from tests.protocol.swarm import name
+
+STEP = CompleteStep(4)
+COMMIT = STEP.commit(0, {}, {})
+PAIR = (STEP.peers[0], STEP.peers[1])
+
+
+def test_good_messages_pass() -> None:
+    check_commit(STEP.facts, COMMIT)
+    check_cut(STEP.facts, STEP.cut)
+    check_proposer(STEP.peers[0], 0, STEP.peers[0])
+    check_reveal(STEP.transcript, STEP.peers[1], Reveal(STEP.cut_name, name("nonce", 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"previous": name("other")}, Code.WRONG_CHAIN),
+        ({"state": name("other")}, Code.BAD_COMMIT),
+        ({"parts": COMMIT.parts[:3]}, Code.BAD_COMMIT),
+        ({"parts": (*COMMIT.parts, bytes(32))}, Code.BAD_COMMIT),
+        ({"joins": tuple(reversed(PAIR))}, Code.BAD_COMMIT),
+        ({"leaves": (PAIR[0], PAIR[0])}, Code.BAD_COMMIT),
+    ],
+)
+def test_bad_commits(changes: dict[str, Any], code: Code) -> None:
+    refused(lambda: check_commit(STEP.facts, msgspec.structs.replace(COMMIT, **changes)), code)
+
+
+def test_only_the_views_proposer_proposes() -> None:
+    refused(lambda: check_proposer(STEP.peers[1], 3, STEP.peers[0]), Code.WRONG_PROPOSER)
+
+
+@pytest.mark.parametrize(
+    ("commits", "code"),
+    [
+        (STEP.cut.commits[:2], Code.BAD_PROPOSAL),
+        (tuple(reversed(STEP.cut.commits)), Code.BAD_PROPOSAL),
+        ((*STEP.cut.commits[:3], STEP.cut.commits[2]), Code.BAD_PROPOSAL),
+        ((*STEP.cut.commits[:3], (4, bytes(32))), Code.BAD_PROPOSAL),
+    ],
+)
+def test_bad_cuts(commits: Any, code: Code) -> None:
+    refused(lambda: check_cut(STEP.facts, Cut(STEP.head.previous, commits)), code)
+
+
+def test_a_cut_of_another_chain() -> None:
+    refused(lambda: check_cut(STEP.facts, Cut(name("other"), STEP.cut.commits)), Code.WRONG_CHAIN)
+
+
+def aggregate(sender: int, subject: bytes, **changes: Any) -> None:
+    good = Aggregate(STEP.cut_name, 1, name("aggregate", 1), bitmap_of({0, 1, 2, 3}, 4))
+    payload = msgspec.structs.replace(good, **changes)
+    check_aggregate(STEP.facts, STEP.transcript, STEP.say(sender, Kind.AGGREGATE, payload, 0, subject), payload)
+
+
+def test_bad_aggregates() -> None:
+    mine, other = STEP.aggregator(1), (STEP.aggregator(1) + 1) % 4
+    aggregate(mine, STEP.subject(1))
+    for sender, subject, changes in (
+        (mine, STEP.subject(2), {}),
+        (mine, b"", {}),
+        (mine, STEP.subject(1), {"part": 2}),
+        (mine, STEP.subject(1), {"cut": name("other")}),
+        (mine, STEP.cut_name + b"\0\4", {"part": 4}),
+        (other, STEP.subject(1), {}),
+        (mine, STEP.subject(1), {"included": b""}),
+        (mine, STEP.subject(1), {"included": b"\x1f"}),
+    ):
+        refused(lambda s=sender, t=subject, c=changes: aggregate(s, t, **c), Code.BAD_AGGREGATE)
+
+
+def test_an_aggregate_of_a_cut_not_heard_yet_waits() -> None:
+    payload = Aggregate(STEP.cut_name, 1, name("aggregate", 1), b"\1")
+    opened = STEP.say(0, Kind.AGGREGATE, payload, 0, STEP.subject(1))
+    check_aggregate(STEP.facts, Transcript(), opened, payload)
+
+
+def test_bad_reveals() -> None:
+    wrong = Reveal(STEP.cut_name, name("nonce", 2))
+    refused(lambda: check_reveal(STEP.transcript, STEP.peers[1], wrong), Code.BAD_REVEAL)
+    refused(lambda: check_reveal(Transcript(), STEP.peers[2], wrong), Code.FUTURE)

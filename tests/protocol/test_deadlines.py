@@ -1,0 +1,46 @@
+"""Adaptive deadlines: they follow the swarm, not its stragglers, and stay within the manifest's bounds."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crowdsurf.protocol.accepted_cut import lay_out
+from crowdsurf.protocol.deadlines import Estimator, median
+
+
+def estimator(*arrivals: float) -> Estimator:
+    result = Estimator(0.5, 60.0, 8.0)
+    for seconds in arrivals:
+        result.observe(seconds)
+    return result
+
+
+def test_without_experience_the_longest_wait_holds() -> None:
+    assert estimator().bound_seconds() == 60.0
+
+
+def test_median_plus_deviations() -> None:
+    assert estimator(1.0, 2.0, 3.0, 4.0, 5.0).bound_seconds() == 3.0 + 8.0 * 1.0
+    assert median([3.0, 1.0, 2.0, 4.0]) == 2.0
+
+
+def test_a_minority_of_stragglers_teaches_nobody_patience() -> None:
+    honest = [1.0, 1.1, 1.2, 1.1, 1.0]
+    assert estimator(*honest, *[1e9] * 4).bound_seconds() <= 1.2 + 8.0 * 0.2
+
+
+def test_old_arrivals_are_forgotten() -> None:
+    assert estimator(*[30.0] * 500, *[1.0] * 128).bound_seconds() == 1.0
+
+
+@given(st.lists(st.floats(0, 1e12), max_size=200))
+def test_the_bounds_hold_whatever_was_seen(arrivals: list[float]) -> None:
+    assert 0.5 <= estimator(*arrivals).bound_seconds() <= 60.0
+
+
+@given(st.floats(0, 1e6), st.floats(0.01, 1e3), st.floats(0.01, 1e3))
+def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float, delivery: float) -> None:
+    waits = lay_out(now, transfer, delivery)
+    assert now == waits.accepted < waits.pull < waits.parts < waits.aggregates < waits.reveals < waits.outcome
+    assert waits.outcome <= now + 2 * transfer + 3 * delivery + 1e-3

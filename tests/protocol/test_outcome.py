@@ -1,0 +1,167 @@
+"""From a cut to a header and back: what a voter must hold, and every way a header can contradict the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol.beacon import next_beacon
+from crowdsurf.protocol.chain import check_header, following_roster
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.messages import Header, bitmap_of, indexes_of
+from crowdsurf.protocol.outcome import build_header, examine, membership_changes, overlooked
+from crowdsurf.protocol.transcript import Transcript
+from tests.protocol.builders import CompleteStep, digest_of, refused
+from tests.protocol.swarm import FakeSigner, name
+
+STEP = CompleteStep(4)
+NEWCOMERS = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 53)))
+
+
+def consistent(step: CompleteStep, **changes: Any) -> Header:
+    """Another header of the step that the chain alone has nothing against."""
+    header = msgspec.structs.replace(step.header, **changes)
+    header = msgspec.structs.replace(header, beacon=next_beacon(step.head.beacon, header.nonces))
+    roster = following_roster(step.head, header, step.manifest.missed_steps_max)
+    header = msgspec.structs.replace(header, next_roster=roster.digest)
+    check_header(step.head, header, step.manifest)
+    return header
+
+
+def transcript_without(step: CompleteStep, *leave_out: object) -> Transcript:
+    """Everything that was said except these messages."""
+    heard = Transcript()
+    for peer in step.peers:
+        for opened in step.transcript.own(peer):
+            if opened not in leave_out:
+                heard.add(opened)
+    return heard
+
+
+def test_the_header_of_an_undisturbed_step_lacks_nothing() -> None:
+    header = STEP.header
+    assert all(header.parts)
+    assert all(header.nonces)
+    assert indexes_of(header.contributors) == [0, 1, 2, 3]
+    assert (header.joined, header.left) == ((), ())
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header).nothing
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, header) == []
+
+
+def test_a_member_outside_the_cut_has_neither_nonce_nor_duties() -> None:
+    step = CompleteStep(4, contributors=[0, 2, 3])
+    assert indexes_of(step.header.contributors) == [0, 2, 3]
+    assert step.header.nonces[1] == b""
+    assert all(step.header.parts)
+    assert 1 not in {step.aggregator(part) for part in range(4)}
+    assert examine(step.facts, step.transcript, step.blobs, step.header).nothing
+
+
+def test_an_aggregate_that_is_not_held_is_void_in_the_header_one_builds() -> None:
+    blobs = STEP.blobs - {name("aggregate", 2)}
+    header = build_header(STEP.facts, STEP.transcript, blobs, STEP.cut_name, STEP.cut)
+    assert [bool(part) for part in header.parts] == [True, True, False, True]
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header).nothing
+
+
+def test_a_void_part_is_overlooked_work_for_a_voter_that_holds_it() -> None:
+    blobs = STEP.blobs - {name("aggregate", 2)}
+    header = build_header(STEP.facts, STEP.transcript, blobs, STEP.cut_name, STEP.cut)
+    aggregator = STEP.peers[STEP.aggregator(2)]
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, header) == [(aggregator, "aggregate")]
+    assert overlooked(STEP.facts, STEP.transcript, blobs, header) == []
+
+
+def test_a_dropped_nonce_is_overlooked_work() -> None:
+    header = consistent(STEP, nonces=(b"", *STEP.header.nonces[1:]))
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, header) == [(STEP.peers[0], "reveal")]
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header).nothing
+    silent = transcript_without(STEP, *[o for o in STEP.transcript.own(STEP.peers[0]) if o.envelope.kind == 4])
+    assert overlooked(STEP.facts, silent, STEP.blobs, header) == []
+
+
+def test_what_is_missing_is_asked_for_cut_first_then_commits_then_aggregates() -> None:
+    cut = STEP.transcript.proposal(STEP.peers[0], 0)
+    commit = STEP.transcript.commits[STEP.peers[2]]
+    missing = examine(STEP.facts, transcript_without(STEP, cut, commit), STEP.blobs, STEP.header)
+    assert (missing.messages, missing.blobs) == ((STEP.cut_name,), ())
+    missing = examine(STEP.facts, transcript_without(STEP, commit), STEP.blobs, STEP.header)
+    assert (missing.messages, missing.blobs) == ((commit.digest,), ())
+    without = transcript_without(STEP, STEP.aggregate(1))
+    missing = examine(STEP.facts, without, STEP.blobs - {name("aggregate", 3)}, STEP.header)
+    assert missing.messages == (name("aggregate", 1),)
+    assert missing.blobs == ((3, name("aggregate", 3)),)
+    assert not missing.nothing
+
+
+def bad(header: Header, step: CompleteStep = STEP) -> str:
+    return refused(lambda: examine(step.facts, step.transcript, step.blobs, header), Code.BAD_OUTCOME)
+
+
+def test_a_header_that_contradicts_the_chain_is_refused() -> None:
+    assert "previous" in bad(msgspec.structs.replace(STEP.header, previous=name("other")))
+
+
+def test_another_state_is_refused() -> None:
+    assert "another state" in bad(consistent(STEP, state=name("other state")))
+
+
+def test_contributors_that_are_not_those_of_the_cut_are_refused() -> None:
+    nonces = (*STEP.header.nonces[:3], b"")
+    assert "contributors" in bad(consistent(STEP, contributors=bitmap_of([0, 1, 2], 4), nonces=nonces))
+
+
+def test_a_nonce_nobody_committed_to_is_refused() -> None:
+    nonces = (name("made up"), *STEP.header.nonces[1:])
+    assert "member 0" in bad(consistent(STEP, nonces=nonces))
+
+
+def test_a_part_its_aggregator_did_not_sign_is_refused() -> None:
+    parts = (name("forged"), *STEP.header.parts[1:])
+    assert "part 0" in bad(consistent(STEP, parts=parts))
+
+
+def test_joins_and_leaves_that_do_not_follow_from_the_commits_are_refused() -> None:
+    assert "joined or left" in bad(consistent(STEP, joined=(NEWCOMERS[0],)))
+    assert "joined or left" in bad(consistent(STEP, left=(STEP.peers[2],)))
+    named = CompleteStep(4, joins={index: (NEWCOMERS[0],) for index in (0, 1, 2)})
+    assert named.header.joined == (NEWCOMERS[0],)
+    assert "joined or left" in bad(consistent(named, joined=()), named)
+
+
+def test_joining_and_leaving_need_more_than_half_of_the_commits() -> None:
+    leaver = STEP.peers[3]
+    enough = CompleteStep(4, leaves={index: (leaver,) for index in (0, 1, 2)})
+    assert enough.header.left == (leaver,)
+    assert examine(enough.facts, enough.transcript, enough.blobs, enough.header).nothing
+    half = CompleteStep(4, leaves={0: (leaver,), 3: (leaver,)}, joins={0: (NEWCOMERS[0],), 1: (NEWCOMERS[0],)})
+    assert (half.header.joined, half.header.left) == ((), ())
+
+
+@pytest.mark.parametrize(("changes", "expected"), [({"peers_max": 5}, 1), ({"admission": "founders"}, 0), ({}, 3)])
+def test_room_and_admission_limit_who_joins(changes: dict[str, Any], expected: int) -> None:
+    step = CompleteStep(4, joins={index: NEWCOMERS for index in range(4)}, **changes)
+    assert step.header.joined == NEWCOMERS[:expected]
+
+
+def test_members_cannot_join_and_strangers_cannot_leave() -> None:
+    named = {index: (STEP.peers[1],) for index in range(4)}
+    strange = {index: (NEWCOMERS[0],) for index in range(4)}
+    step = CompleteStep(4, joins=named, leaves=strange)
+    assert membership_changes(step.facts, step.transcript, step.cut) == ((), ())
+
+
+def test_not_everybody_can_leave_at_once() -> None:
+    step = CompleteStep(4, leaves={index: STEP.peers for index in range(4)})
+    assert len(step.header.left) == 3
+
+
+def test_the_same_facts_give_the_same_header_whoever_builds_it() -> None:
+    shuffled = Transcript()
+    said = [opened for peer in reversed(STEP.peers) for opened in STEP.transcript.own(peer)]
+    for opened in reversed(said):
+        shuffled.add(opened)
+    again = build_header(STEP.facts, shuffled, set(STEP.blobs), STEP.cut_name, STEP.cut)
+    assert digest_of(again) == digest_of(STEP.header)
