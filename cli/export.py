@@ -28,6 +28,6 @@ def export(
     else:
         people(False).print(
             f"{exported.path}: the model of run {exported.name} after {exported.step} certified steps "
-            f"(state {exported.state_digest}).",
+            f"(state {exported.state_digest}, {'checked' if exported.checked else 'on the word of this peer'}).",
             markup=False,
         )

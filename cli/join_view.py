@@ -52,9 +52,8 @@ class JoinScreen:
             return
         self._next_line_at = now + LINE_SECONDS
         loss = f", training loss {story.mean_loss:.4f}" if story.mean_loss is not None else ""
-        void = f", {story.void_parts} of its parts left out" if story.void_parts else ""
-        names = f"{len(story.contributors)} of {len(story.roster)} peers contributed"
-        self.tell(f"Step {story.step} is certified{loss}; {names}{void}.")
+        void = f", parts left out: {story.void_parts}" if story.void_parts else ""
+        self.tell(f"Step {story.step} is certified{loss}, contributions: {len(story.contributors)}{void}.")
 
     def status(self, status: dict[str, Any]) -> None:
         """The newest snapshot."""

@@ -50,5 +50,5 @@ def start_logging(level: str) -> None:
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [other for other in root.handlers if not isinstance(other, _StandardError)] + [handler]
     root.setLevel(level.upper())

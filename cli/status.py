@@ -62,7 +62,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         return [*facts, ("phase", found["phase"])]
     last = f" of {found['steps']}" if found["steps"] else ""
     facts += [
-        ("run", f"{found['name']} ({found['run']})"),
+        ("run", f"{found['name']} ({found['run'][:19]}…)"),
         ("step", f"{found['step']}{last}, phase {found['phase']}"),
         ("waits for", found["waiting_for"]),
         ("speed", f"{found['steps_per_second']} steps a second"),

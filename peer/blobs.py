@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
@@ -62,8 +62,9 @@ class BlobStore:
         self._pool = pool
         self._steps: dict[int, _StepMemory] = {}
         self._held: dict[Digest, Place] = {}
-        self._expected: dict[Digest, tuple[int, Place]] = {}
-        self._receiving: set[Digest] = set()
+        self._expected: dict[Digest, list[tuple[int, Place]]] = {}
+        self._receiving: dict[Digest, Callable[[], None]] = {}
+        self._closed = False
         self._oldest_step = 0
         self._changed = asyncio.Event()
 
@@ -111,29 +112,53 @@ class BlobStore:
     def _settled(self, step: int, digest: Digest) -> bool:
         return digest in self._expected or digest in self._held or step < self._oldest_step
 
+    def is_expected(self, digest: Digest) -> bool:
+        """Whether there is a place for bytes with this digest."""
+        return digest in self._expected
+
+    def fits(self, digest: Digest, nbytes: int) -> bool:
+        """Whether bytes with this digest may be so many: true as well of those that are not expected at all."""
+        return digest not in self._expected or self._place(digest, nbytes) is not None
+
     @contextlib.contextmanager
-    def receiving(self, digest: Digest) -> Iterator[Place | None]:
-        """The place to receive expected bytes into, for one receiver at a time; None if they are not wanted (now)."""
-        found = self._expected.get(digest)
+    def receiving(self, digest: Digest, nbytes: int, interrupt: Callable[[], None]) -> Iterator[Place | None]:
+        """The place to receive expected bytes into, for one receiver at a time; None if they are not wanted (now).
+
+        `interrupt` is called when the bytes came another way: nothing may be written after it.
+        """
+        found = self._place(digest, nbytes)
         if found is None or digest in self._receiving:
             yield None
             return
         _, place = found
-        self._receiving.add(digest)
+        self._receiving[digest] = interrupt
         try:
             with self._used(place.memory):
                 yield place
         finally:
-            self._receiving.discard(digest)
+            if self._receiving.get(digest) is interrupt:
+                del self._receiving[digest]
 
-    def arrived(self, digest: Digest) -> bool:
+    def arrived(self, digest: Digest, nbytes: int) -> bool:
         """The bytes in the place of `digest` are complete and have that digest; False if no longer expected."""
-        found = self._expected.pop(digest, None)
+        found = self._place(digest, nbytes)
         if found is None:
             return False
+        del self._expected[digest]
         step, place = found
         self._hold(step, digest, place)
         return True
+
+    def put(self, digest: Digest, data: memoryview) -> bool:
+        """Bytes that came another way, and have this digest, go to their place; False if no longer expected."""
+        found = self._place(digest, len(data))
+        if found is None:
+            return False
+        interrupt = self._receiving.pop(digest, None)
+        if interrupt is not None:
+            interrupt()
+        found[1].view[:] = data
+        return self.arrived(digest, len(data))
 
     # --- bytes going out and into computation --------------------------------------------------------------
 
@@ -225,14 +250,19 @@ class BlobStore:
                 place = self._held.get(digest)
                 if place is not None and place.memory in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
                     del self._held[digest]
-            self._expected = {name: item for name, item in self._expected.items() if item[0] != step}
+            self._expected = {
+                name: left
+                for name, places in self._expected.items()
+                if (left := [item for item in places if item[0] != step])
+            }
             for used in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
                 if used is not None:
                     used.retired = True
                     self._give_back(used)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything. What a stream still uses goes with its end."""
+        self._closed = True
         self.retire(2**62)
         self._pool.close()
 
@@ -265,13 +295,24 @@ class BlobStore:
             self._give_back(memory)
 
     def _give_back(self, memory: _Memory) -> None:
-        if memory.retired and memory.users == 0:
+        if not memory.retired or memory.users:
+            return
+        if self._closed:
+            memory.segment.close()
+        else:
             self._pool.release(memory.segment)
 
     def _expect(self, step: int, digest: Digest, place: Place) -> None:
+        """Of places of one size the first is enough. There may be another of another size, since anybody can say
+        that a part of its own has the digest of somebody else's; only the true one can ever be filled."""
         if digest not in self._held:
-            self._expected.setdefault(digest, (step, place))
+            places = self._expected.setdefault(digest, [])
+            if all(known.nbytes != place.nbytes for _, known in places):
+                places.append((step, place))
             self._notify()
+
+    def _place(self, digest: Digest, nbytes: int) -> tuple[int, Place] | None:
+        return next((item for item in self._expected.get(digest, ()) if item[1].nbytes == nbytes), None)
 
     def _hold(self, step: int, digest: Digest, place: Place) -> None:
         self._held.setdefault(digest, place)

@@ -17,8 +17,8 @@ from crowdsurf.peer.links import Post, Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
-from crowdsurf.peer.transport.base import Stream, Transport
-from crowdsurf.protocol import events, limits, wire
+from crowdsurf.peer.transport.base import Stream, StreamEnded, Transport
+from crowdsurf.protocol import events, limits
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest
 
@@ -66,24 +66,36 @@ class _Sender:
 
     async def _run(self) -> None:
         stream: Stream | None = None
-        while True:
-            while self._queue:
-                try:
-                    stream = stream or await self._open()
-                    await self._send(stream, *self._queue.popleft())
-                except WorldError:
-                    # The peer, its link or its patience is gone; what it still needs it will pull.
-                    if stream is not None:
-                        stream.abort()
-                    stream = None
-                    self._queue.clear()
-            self._wake.clear()
-            await self._wake.wait()
+        try:
+            while True:
+                while self._queue:
+                    stream = await self._send_next(stream)
+                self._wake.clear()
+                await self._wake.wait()
+        finally:
+            if stream is not None:
+                stream.abort()
+
+    async def _send_next(self, stream: Stream | None) -> Stream | None:
+        """Send the first of the queue, on a new stream if there is none; the stream that still works, if any."""
+        is_used = stream is not None
+        item = self._queue.popleft()
+        try:
+            stream = stream or await self._open()
+            await self._send(stream, *item)
+            return stream
+        except WorldError as error:
+            if stream is not None:
+                stream.abort()
+            if is_used and isinstance(error, StreamEnded):
+                self._queue.appendleft(item)  # the peer may have restarted since
+            else:
+                self._queue.clear()  # the peer, its link or its patience is gone; what it still needs it will pull
+            return None
 
     async def _open(self) -> Stream:
         stream = await self._bulk.transport.open(self._peer, packets.BULK_STREAM, 10.0)
-        hello = wire.pack(packets.Hello(self._bulk.run_id))
-        await frames.send_frame(stream, FrameKind.HELLO, hello, timeout_seconds=10.0)
+        await packets.send_hello(stream, self._bulk.run_id, 10.0)
         return stream
 
     async def _send(self, stream: Stream, step: int, digest: Digest) -> None:
@@ -140,9 +152,7 @@ class Bulk:
 
     async def _serve(self, stream: Stream) -> None:
         try:
-            kind, payload = await frames.receive_frame(stream, 64, 10.0)
-            packets.check_size(kind, len(payload))
-            packets.decode_hello(payload, self.run_id)
+            await packets.receive_hello(stream, self.run_id, 10.0)
             while True:
                 await self._receive_one(stream)
         except Refusal as refusal:
@@ -165,21 +175,33 @@ class Bulk:
             await self._post(events.BlobArrived(digest))
 
 
-async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int) -> bool:
-    """Receive announced bytes into their place and check them; False if they were here already (and are skipped).
+async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int, *, pulled: bool = False) -> bool:
+    """Receive announced bytes into their place and check them; False if they are not needed (and were skipped).
+
+    While another stream is at it, pushed bytes are skipped too. Those we `pulled` are not: whoever pushes slowly
+    must not keep us from getting them elsewhere.
 
     Raises Refusal(UNEXPECTED_BLOB) for a wrong size, Refusal(WRONG_DIGEST) for wrong bytes, WorldError.
     """
-    with blobs.receiving(digest) as place:
-        if place is None:
-            await _skip(stream, nbytes)
-            return False
-        if place.nbytes != nbytes:
-            raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes where {place.nbytes} are expected")
-        await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
-        if not await check_digest(place.view, digest):
-            raise Refusal(Code.WRONG_DIGEST, "the bytes are not what they are called")
-        return blobs.arrived(digest)
+    if not blobs.fits(digest, nbytes):
+        raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes under the name of others")
+    with blobs.receiving(digest, nbytes, stream.abort) as place:
+        if place is not None:
+            await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
+            await _require_digest(place.view, digest)
+            return blobs.arrived(digest, nbytes)
+    if not pulled or not blobs.is_expected(digest):
+        await _skip(stream, nbytes)
+        return False
+    beside = memoryview(bytearray(nbytes))
+    await frames.receive_payload(stream, beside, transfer_seconds(nbytes))
+    await _require_digest(beside, digest)
+    return blobs.put(digest, beside)
+
+
+async def _require_digest(view: memoryview, digest: Digest) -> None:
+    if not await check_digest(view, digest):
+        raise Refusal(Code.WRONG_DIGEST, "the bytes are not what they are called")
 
 
 async def _skip(stream: Stream, nbytes: int) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ from crowdsurf.peer.keys import PeerKey, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
-from crowdsurf.peer.recovery import RecordType, certificates_of, recover
+from crowdsurf.peer.recovery import certificates_of, recover
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
-from crowdsurf.protocol import effects, events, wire
+from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
@@ -46,6 +47,10 @@ from crowdsurf.protocol.node import Node
 LINGER_SECONDS = 1.5
 """How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""
 FIRST_CONTACT_SECONDS_MAX = 30.0
+CHAIN_ANSWER_SECONDS_MAX = 8.0
+"""How long one peer may take to hand over its certificates at the start, connecting included."""
+CHAIN_ASKED_AT_ONCE_MAX = 16
+"""Peers asked for their certificates at the same time. One honest answer among them is enough."""
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +115,7 @@ class Daemon:
         self._steps_here = 0
         self._began = self._ended = 0.0
         self._losses: dict[int, float] = {}
+        self._reading_journal = asyncio.Lock()
 
     # --- while it runs -------------------------------------------------------------------------------------
 
@@ -151,6 +157,7 @@ class Daemon:
                     f"the journal in {place.folder} holds a step that is not valid ({refusal.detail}); "
                     "keep it for inspection and start with a new home folder"
                 ) from refusal
+            recovered.certificates = ()  # a long run has many; the rules keep the recent ones
             parts = await self._assemble(stack, node, journal, client, info)
             await self._live(node, parts)
             await self._settle(parts, node)
@@ -165,14 +172,15 @@ class Daemon:
         blobs = BlobStore(info.vector_elements, pool)
         stack.callback(blobs.close)
         store = StateStore(place.folder, info.vector_elements)
-        for step in store.state_steps()[:1]:
-            for certificate in node.catch_up.since(step):
-                store.locate(certificate.header.step, certificate.header.parts)
+        # The initial state is always at hand, so without a kept one the updates since step 0 are what is needed.
+        for certificate in node.catch_up.since(next(iter(store.state_steps()), 0)):
+            store.locate(certificate.header.step, certificate.header.parts)
         refuse = self._driver.refuse
         links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics)
         patience = self.manifest.deadlines.transfer_seconds_max
         bulk = Bulk(place.transport, run_id, blobs, self._queue.put, refuse, self.metrics, patience)
         duties = Duties(client, info, self.manifest, blobs, store, pool, self._queue.put, place.evaluate_steps)
+        duties.usable = lambda step, digest: _fits_the_chain(node, step, digest)
         server = FetchServer(
             self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
         )
@@ -200,64 +208,93 @@ class Daemon:
             place.directory, place.transport, place.key, node.chain.run_id, self._book, last_known, place.clock
         )
         discovery.step = lambda: node.chain.head.step
-        discovery.wanted = node.contacts
+        self._book.contacts = node.contacts
+        taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
         searching = asyncio.create_task(discovery.run(), name="discovery")
         try:
-            self._phase = "looking for the swarm"
-            await self._sync_chain(node, parts)
-            self._phase = "loading the state"
-            await parts.links.keep(node.contacts())
-            self._driver.on_step = self._on_step
-            self._began = self._ended = place.clock.monotonic_seconds()
-            await self._queue.put(await parts.duties.load_newest())
-            await self._driver.run()
+            await asyncio.wait((taking_part, searching), return_when=asyncio.FIRST_COMPLETED)
+            if searching.done():
+                searching.result()  # it ends only by failing: without a network there is no swarm
+            await taking_part
         finally:
-            searching.cancel()
-            await asyncio.gather(searching, return_exceptions=True)
+            for task in (taking_part, searching):
+                task.cancel()
+            await asyncio.gather(taking_part, searching, return_exceptions=True)
+
+    async def _take_part(self, node: Node, parts: Parts) -> None:
+        self._phase = "looking for the swarm"
+        await self._sync_chain(node, parts)
+        self._phase = "loading the state"
+        await parts.links.keep(node.contacts())
+        self._driver.on_step = self._on_step
+        self._began = self._ended = self._place.clock.monotonic_seconds()
+        await self._queue.put(await parts.duties.load_newest())
+        await self._driver.run()
 
     async def _sync_chain(self, node: Node, parts: Parts) -> None:
         """Learn the certified past before taking part in the present. A founder of a run that has not begun may
-        start without anybody; everyone else needs one member that answers."""
-        clock, me = self._place.clock, self._place.key.peer_id
-        may_begin = me in self.manifest.founders and node.chain.head.step == 0
+        start without anybody; everyone else needs somebody that answers."""
+        clock = self._place.clock
+        may_begin = node.is_member and node.chain.head.step == 0
         give_up_at = clock.monotonic_seconds() + (0.0 if may_begin else FIRST_CONTACT_SECONDS_MAX)
-        while True:
-            for peer in [peer for peer in self._book.peers() if peer != me]:
-                if await self._sync_chain_from(node, parts, peer):
+        while not await self._sync_chain_once(node, parts):
+            alone = node.chain.head.roster.peers == (node.me,)
+            if alone or clock.monotonic_seconds() >= give_up_at:
+                if node.is_member:
                     return
-            if node.chain.head.roster.peers == (me,) or clock.monotonic_seconds() >= give_up_at:
-                break
+                raise Unreachable(
+                    "nobody of this swarm answers; check the network, and that the swarm is still running"
+                )
             await asyncio.sleep(0.3)
-        if may_begin or node.chain.head.roster.peers == (me,):
-            return
-        if not node.is_member:
-            raise Unreachable("nobody of this swarm answers; check the network, and that the swarm is still running")
 
-    async def _sync_chain_from(self, node: Node, parts: Parts, peer: PeerId) -> bool:
-        """Take a peer's certificates as far as it has any; False if it does not answer or they are not valid."""
+    async def _sync_chain_once(self, node: Node, parts: Parts) -> bool:
+        """Ask everybody at once and take certificates as far as anybody has any; whether somebody was of use.
+
+        All are heard before this peer goes on, so that no single one can say that there is nothing to know.
+        """
+        contacts = set(node.contacts())
+        others = [peer for peer in self._book.peers() if peer != node.me]
+        # Members first: anybody can be in the directory.
+        asked = sorted(others, key=lambda peer: peer not in contacts)[:CHAIN_ASKED_AT_ONCE_MAX]
+        useful = False
+        while asked:
+            first_step = node.chain.head.step
+            answers = await asyncio.gather(*(self._ask_for_chain(parts, peer, first_step) for peer in asked))
+            asked = []
+            for peer, certificates in answers:
+                if certificates is not None and await self._take_chain(node, parts, peer, certificates):
+                    useful = True
+                    asked += [peer] if certificates else []
+        return useful
+
+    async def _ask_for_chain(
+        self, parts: Parts, peer: PeerId, first_step: int
+    ) -> tuple[PeerId, tuple[Certificate, ...] | None]:
+        """A peer's certificates from a step on; None if it does not answer in time and in form."""
         try:
-            await self._place.transport.connect(peer, self._book.of(peer))
-            while certificates := await parts.fetcher.chain(peer, node.chain.head.step):
-                before = node.chain.head.step
-                event = events.ChainReceived(peer, certificates)
-                for effect in node.handle(event, self._place.clock.monotonic_seconds()):
-                    if isinstance(effect, effects.PersistCertificate):
-                        parts.journal.append(RecordType.CERTIFICATE, wire.pack(effect.certificate))
-                await asyncio.to_thread(parts.journal.sync)
-                if node.chain.head.step == before:
-                    return False
-            return True
+            async with asyncio.timeout(CHAIN_ANSWER_SECONDS_MAX):
+                await self._place.transport.connect(peer, self._book.of(peer))
+                return peer, await parts.fetcher.chain(peer, first_step)
         except Refusal as refusal:
             self._driver.refuse(peer, refusal)
-        except WorldError as error:
+        except (WorldError, TimeoutError) as error:
             log.debug("…%s does not answer: %s", short(peer), error)
-        return False
+        return peer, None
+
+    async def _take_chain(self, node: Node, parts: Parts, peer: PeerId, certificates: tuple[Certificate, ...]) -> bool:
+        """Hand a peer's certificates to the rules; whether they are good. Raises WorldError if they cannot be kept."""
+        wanted = node.handle(events.ChainReceived(peer, certificates), self._place.clock.monotonic_seconds())
+        await self._driver.persist(wanted)
+        refused = [effect for effect in wanted if isinstance(effect, effects.Refused)]
+        for effect in refused:
+            self._driver.refuse(effect.peer, Refusal(effect.code, effect.detail))
+        return not refused
 
     async def _settle(self, parts: Parts, node: Node) -> None:
         """After the end: save the model, answer stragglers for a moment, let queued messages go out."""
         self._phase = "finishing"
         if node.catch_up.step is not None:
-            await parts.duties.save_last(node.catch_up.step)
+            await parts.duties.save_last(node.catch_up.step, node.catch_up.digest)
         await self._driver.serve_after_the_end(LINGER_SECONDS)
         await parts.links.flush(1.0)
 
@@ -266,29 +303,28 @@ class Daemon:
     def _on_step(self, story: effects.StepCertified) -> None:
         self._steps_here += 1
         self._ended = self._place.clock.monotonic_seconds()
-        if story.mean_loss is not None:
+        # Contributors say what their loss was; not a number is nothing to show.
+        if story.mean_loss is not None and math.isfinite(story.mean_loss):
             self._losses = {story.step: story.mean_loss}
         self.on_step(story)
 
-    def _certificates(self, first_step: int) -> Iterator[Certificate]:
-        """Certified steps from memory, or from the journal when they are older."""
-        if self._node is None:
-            return iter(())
+    async def _certificates(self, first_step: int) -> Sequence[Certificate]:
+        """Certified steps from one on, for one answer: from memory, or from the journal when they are older."""
+        if self._node is None or first_step >= self._node.chain.head.step:
+            return ()
         recent = self._node.catch_up.since(first_step)
         if recent:
-            return iter(recent)
-        if first_step >= self._node.chain.head.step:
-            return iter(())
-        stored = certificates_of(read_journal(self._place.folder))
-        return (certificate for certificate in stored if certificate.header.step >= first_step)
+            return recent[: limits.CERTIFICATES_PER_RESPONSE_MAX]
+        async with self._reading_journal:
+            return await asyncio.to_thread(_stored_certificates, self._place.folder, first_step)
 
-    def _answer(self, command: str) -> dict[str, Any]:
+    def _answer(self, command: str) -> dict[str, Any] | None:
         if command == "status":
             return self.status()
         if command == "leave":
             self.ask_to_leave()
             return {"leaving": True}
-        raise KeyError(command)
+        return None
 
     def _outcome(self, node: Node) -> Outcome:
         duties = self._duties
@@ -319,6 +355,26 @@ async def _worker(manifest: Manifest, place: Place) -> AsyncIterator[tuple[Compu
         await client.close()
 
 
+def _stored_certificates(folder: Path, first_step: int) -> list[Certificate]:
+    """Certified steps from the journal, as many as one answer holds. Blocks on the disk. Raises WorldError."""
+    found: list[Certificate] = []
+    try:
+        for certificate in certificates_of(read_journal(folder)):
+            if certificate.header.step >= first_step:
+                found.append(certificate)
+            if len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+                break
+    except Refusal as refusal:  # ours, not that of the peer that asked
+        raise WorldError(f"the journal in {folder} holds a certificate that cannot be read") from refusal
+    return found
+
+
+def _fits_the_chain(node: Node, step: int, digest: Digest) -> bool:
+    """Whether a state on disk can be the one before `step`: not newer than what is certified, nor another one."""
+    certificate = node.catch_up.certificate(step)
+    return step <= node.chain.head.step and (certificate is None or certificate.header.state == digest)
+
+
 def _certified_state(node: Node, store: StateStore) -> int | None:
     """The newest state on disk that a certificate vouches for."""
     steps = [step for step in store.state_steps() if node.catch_up.certificate(step) is not None]
@@ -326,16 +382,19 @@ def _certified_state(node: Node, store: StateStore) -> int | None:
 
 
 async def fetch_manifest(transport: Transport, book: AddressBook, run_id: Digest) -> Manifest:
-    """Get the manifest an invite names from whoever answers first. Raises Unreachable, RefusedBySwarm."""
+    """Get the manifest an invite names from whoever answers well first. Raises Unreachable, RefusedBySwarm."""
     problems = []
+    refused: Refusal | None = None
     for peer in book.peers():
         try:
             await transport.connect(peer, book.of(peer))
             return await Fetcher(transport).manifest(peer, run_id)
         except Refusal as refusal:
-            raise RefusedBySwarm(f"the swarm answered, but not with its manifest: {refusal.detail}") from refusal
+            refused = refusal  # one peer that answers wrongly must not keep us from the others
         except WorldError as error:
             problems.append(str(error))
+    if refused is not None:
+        raise RefusedBySwarm(f"the swarm answered, but not with its manifest: {refused.detail}") from refused
     raise Unreachable(
         "none of the invite's addresses answers; check the network, and that the organizer's peer is running"
         + (f" ({problems[0]})" if problems else "")

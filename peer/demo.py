@@ -23,12 +23,12 @@ from crowdsurf.peer.clock import monotonic_seconds
 from crowdsurf.peer.compute.client import ComputeClient
 from crowdsurf.peer.config import load_config
 from crowdsurf.peer.control_socket import ask
-from crowdsurf.peer.daemon import Daemon
+from crowdsurf.peer.daemon import Daemon, Place
 from crowdsurf.peer.invite import encode_invite
 from crowdsurf.peer.keys import PeerKey
 from crowdsurf.peer.launch import KEY_FILE, MemorySwarm, run_folder, save_manifest
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError, WorldError
-from crowdsurf.protocol.ids import peer_text
+from crowdsurf.protocol.ids import Digest, peer_text
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 
 WATCH_SECONDS = 0.25
@@ -139,7 +139,8 @@ class ProcessActor(Actor):
     async def kill(self) -> None:
         self.killed = True
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     async def result(self) -> dict[str, Any]:
         if self._process is None:
@@ -147,9 +148,8 @@ class ProcessActor(Actor):
         output, _ = await self._process.communicate()
         if self.killed:
             return {}
-        lines = output.decode("utf-8", "replace").strip().splitlines()
-        answer: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        if self._process.returncode != 0 or "error" in answer:
+        answer = _last_object(output.decode("utf-8", "replace"))
+        if self._process.returncode != 0 or "error" in answer or not answer:
             said = answer.get("error", {}).get("message") or self._last_words()
             raise WorldError(f"peer {self.number} failed: {said}")
         return answer
@@ -175,10 +175,11 @@ class ProcessActor(Actor):
 class MemoryActor(Actor):
     """A daemon in this process."""
 
-    def __init__(self, number: int, key: PeerKey, home: Path, swarm: MemorySwarm, daemon: Daemon) -> None:
-        super().__init__(number, key, home)
+    def __init__(self, number: int, home: Path, swarm: MemorySwarm, manifest: Manifest, place: Place) -> None:
+        super().__init__(number, place.key, home)
         self._swarm = swarm
-        self._daemon = daemon
+        self._daemon = Daemon(manifest, place)
+        self._transport = place.transport
         self._task: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
@@ -207,6 +208,7 @@ class MemoryActor(Actor):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._transport.close()
 
 
 def check_options(options: DemoOptions) -> None:
@@ -252,12 +254,7 @@ class Demo:
         try:
             for actor in self._actors:
                 await actor.start()
-            watching = asyncio.create_task(self._watch(view))
-            try:
-                results = await asyncio.gather(*(self._ended(actor, view) for actor in self._actors))
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            results = await self._results(view)
         finally:
             await asyncio.gather(*(actor.stop() for actor in self._actors))
         self.on_view(view)
@@ -274,7 +271,7 @@ class Demo:
         draft = load_config(options.task)
         client = ComputeClient()
         try:
-            info = await client.start(draft.build(founders[0], founders, b"", **overrides), "cpu")
+            info = await client.start(draft.build(founders[0], founders, Digest(b""), **overrides), "cpu")
         finally:
             await client.close()
         manifest = draft.build(founders[0], founders, info.dataset_digest, **overrides)
@@ -297,13 +294,29 @@ class Demo:
             save_manifest(folder, manifest)
             evaluate_steps = self._options.evaluate_steps if number == 0 else 0
             if self._options.transport == "memory":
-                daemon = Daemon(manifest, swarm.place(manifest, home, key, evaluate_steps))
-                self._actors.append(MemoryActor(number, key, home, swarm, daemon))
+                place = swarm.place(manifest, home, key, evaluate_steps)
+                self._actors.append(MemoryActor(number, home, swarm, manifest, place))
                 continue
             address = listen if number == 0 else "/ip4/127.0.0.1/tcp/0"
             (home / "node.yaml").write_text(f"listen: ['{address}']\n", "utf-8")
             command = self._peer_command(invite, home, evaluate_steps)
             self._actors.append(ProcessActor(number, key, home, folder, command))
+
+    async def _results(self, view: View) -> list[dict[str, Any]]:
+        """Watch until every peer has ended. The first failure, also of the watching, ends it all."""
+        watching = asyncio.create_task(self._watch(view))
+        ending = [asyncio.create_task(self._ended(actor, view)) for actor in self._actors]
+        running: set[asyncio.Task[Any]] = {watching, *ending}
+        try:
+            while not all(task.done() for task in ending):
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            return [task.result() for task in ending]
+        finally:
+            for task in (watching, *ending):
+                task.cancel()
+            await asyncio.gather(watching, *ending, return_exceptions=True)
 
     # --- watching ------------------------------------------------------------------------------------------
 
@@ -355,7 +368,7 @@ class Demo:
             "test_loss": evaluated.get("test_loss"),
             "initial_test_loss": evaluated.get("initial_test_loss"),
             "state_digests": digests,
-            "consensus": len(set(digests.values())) == 1 and certified == manifest.steps,
+            "consensus": _are_alike(digests) and certified == manifest.steps,
             "banned": [],
             "honest_banned": 0,
             "killed": [peer_text(actor.key.peer_id) for actor in self._actors if actor.killed],
@@ -363,6 +376,21 @@ class Demo:
             "control_bytes_sent_per_peer_step": round(control / max(1, peer_steps)),
             "journal": str(options.folder),
         }
+
+
+def _are_alike(digests: dict[str, str | None]) -> bool:
+    """Whether all peers that ended hold a state, and the same one."""
+    return len(set(digests.values())) == 1 and None not in digests.values()
+
+
+def _last_object(output: str) -> dict[str, Any]:
+    """The JSON object in the last line of a program's output; empty if there is none."""
+    lines = output.strip().splitlines()
+    with contextlib.suppress(ValueError, IndexError):
+        found = json.loads(lines[-1])
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _free_port() -> int:
@@ -375,8 +403,9 @@ def _free_port() -> int:
 def failed(answer: dict[str, Any]) -> CrowdsurfError | None:
     """Why a demo that ran did not end as it should, if so."""
     if not answer["consensus"]:
+        states = len(set(answer["state_digests"].values()))
         return WorldError(
             f"the peers did not end alike: {answer['certified_steps']} of {answer['steps']} steps are certified and "
-            f"there are {len(set(answer['state_digests'].values()))} different states; the logs are in {answer['journal']}"
+            f"there are {states} different states; the logs are in {answer['journal']}"
         )
     return None

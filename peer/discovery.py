@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.dht.records import sign_record
 from crowdsurf.peer.clock import Clock
 from crowdsurf.peer.keys import PeerKey
-from crowdsurf.peer.last_known import LastKnownPeers
+from crowdsurf.peer.last_known import LastKnownPeer, LastKnownPeers
 from crowdsurf.peer.transport.base import Transport
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
@@ -24,6 +25,8 @@ RECORD_LIFETIME_SECONDS = 600.0
 ANNOUNCE_SECONDS = 120.0
 SEARCH_SECONDS_MIN, SEARCH_SECONDS_MAX = 0.5, 30.0
 BOOK_PEERS_MAX = 4 * limits.ROSTER_PEERS_MAX
+TRANSPORT_FAILURES_MAX = 3
+"""Times in a row our own transport may fail to say where we are before it is taken for dead."""
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +43,21 @@ def peer_of_address(address: str) -> PeerId:
 
 
 class AddressBook:
-    """Addresses by peer id, bounded."""
+    """Addresses by peer id, bounded: who was not heard of for longest goes, but no contact for a stranger's sake."""
 
     def __init__(self) -> None:
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
+        self.contacts: Callable[[], Sequence[PeerId]] = lambda: ()
+        """Peers whose addresses are kept whoever else comes."""
 
     def add(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Remember addresses; newer ones replace older ones."""
-        if peer in self._addresses or len(self._addresses) < BOOK_PEERS_MAX:
-            self._addresses[peer] = tuple(addresses[: limits.ADDRESSES_PER_PEER_MAX])
+        self._addresses.pop(peer, None)
+        self._addresses[peer] = tuple(addresses[: limits.ADDRESSES_PER_PEER_MAX])
+        if len(self._addresses) > BOOK_PEERS_MAX:
+            contacts = set(self.contacts())
+            oldest = next((known for known in self._addresses if known not in contacts), peer)
+            del self._addresses[oldest]
 
     def add_full(self, addresses: Sequence[str]) -> None:
         """Remember multiaddresses that end in a peer id. Raises MisuseError."""
@@ -87,8 +96,8 @@ class Discovery:
         self._book = book
         self._last_known = last_known
         self._clock = clock
+        self._saved: list[LastKnownPeer] = []
         self.step: Callable[[], int] = lambda: 0
-        self.wanted: Callable[[], Sequence[PeerId]] = lambda: ()
 
     async def announce(self) -> None:
         """Publish our addresses. Raises WorldError."""
@@ -106,17 +115,35 @@ class Discovery:
                 self._last_known.remember(peer, record.addresses, record.step)
 
     async def run(self) -> None:
-        """Announce and search until cancelled."""
-        announce_at, pause = self._clock.monotonic_seconds(), SEARCH_SECONDS_MIN
+        """Announce and search until cancelled. Raises WorldError once our own transport does not answer any more."""
+        announce_at, pause, failures = self._clock.monotonic_seconds(), SEARCH_SECONDS_MIN, 0
         while True:
             try:
-                if self._clock.monotonic_seconds() >= announce_at:
-                    await self.announce()
-                    announce_at = self._clock.monotonic_seconds() + ANNOUNCE_SECONDS
-                await self.search()
-                await asyncio.to_thread(self._last_known.save)
-            except WorldError as error:
-                log.debug("the directory does not answer: %s", error)
-            complete = all(self._book.of(peer) for peer in self.wanted())
+                await self._transport.addresses()
+                failures = 0
+            except WorldError:
+                failures += 1
+                if failures >= TRANSPORT_FAILURES_MAX:
+                    raise
+            if self._clock.monotonic_seconds() >= announce_at and await self._attempt(self.announce()):
+                announce_at = self._clock.monotonic_seconds() + ANNOUNCE_SECONDS
+            if await self._attempt(self.search()):
+                await self._attempt(self._save())
+            complete = not failures and all(self._book.of(peer) for peer in self._book.contacts())
             pause = min(2 * pause, SEARCH_SECONDS_MAX) if complete else SEARCH_SECONDS_MIN
             await asyncio.sleep(pause)
+
+    async def _save(self) -> None:
+        known = self._last_known.peers()
+        if known != self._saved:
+            await asyncio.to_thread(self._last_known.save)
+            self._saved = known
+
+    async def _attempt(self, action: Coroutine[Any, Any, None]) -> bool:
+        """Whether it worked. What fails here is tried again soon: a directory is a help and not a need."""
+        try:
+            await action
+        except (WorldError, MisuseError) as error:
+            log.debug("the directory: %s", error)
+            return False
+        return True

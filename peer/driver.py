@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import Bulk, check_digest
 from crowdsurf.peer.clock import Clock
-from crowdsurf.peer.compute.errors import WorkerDied
 from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.fetch import Fetcher
@@ -29,7 +29,7 @@ from crowdsurf.protocol import effects, events, wire
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest, short
-from crowdsurf.protocol.messages import Want
+from crowdsurf.protocol.messages import Certificate, Want
 from crowdsurf.protocol.node import Node
 
 QUEUED_EVENTS_MAX = 4096
@@ -37,6 +37,10 @@ QUEUED_EVENTS_MAX = 4096
 EVENTS_PER_BATCH = 256
 """Events handled before their effects are carried out together: one wait for the disk for all of them."""
 FETCHES_AT_ONCE_MAX = 16
+UNAPPLIED_CERTIFICATES_MAX = 64
+"""Certificates held back from the journal until their update is on disk; beyond this others have it long since."""
+JOURNAL_BYTES_PER_SYNC = 1024 * 1024
+"""Appended records that are made durable although nothing was signed: the journal takes only so many at once."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ class Driver:
         self._queue = queue
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
+        self._unapplied: deque[Certificate] = deque()
+        self._state_step = 0
         self.finished = ""
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
 
@@ -105,8 +111,10 @@ class Driver:
             now = self._clock.monotonic_seconds()
             wanted: list[Effect] = []
             for event in batch:
+                if isinstance(event, events.StateReady):
+                    self._state_step = max(self._state_step, event.step)
                 wanted += node.handle(event, now)
-            await self._persist(parts.journal, wanted)
+            await self.persist(wanted)
             for effect in wanted:
                 await self._carry_out(effect)
 
@@ -137,20 +145,44 @@ class Driver:
             batch.append(self._queue.get_nowait())
         return batch
 
-    async def _persist(self, journal: Journal, wanted: list[Effect]) -> None:
-        """SPEC R-2.6: what is signed is durable before it is sent. Raises WorldError."""
-        must_be_durable = False
+    async def persist(self, wanted: list[Effect]) -> None:
+        """SPEC R-2.6: what is signed is durable before it is sent. Raises WorldError.
+
+        A certificate waits until the step's update is on disk. If the whole swarm crashed in between, everybody
+        would know that the step was decided and nobody would still have its outcome; so they decide it again.
+        """
+        journal, must_be_durable, appended_bytes = self._parts.journal, False, 0
+        records: list[tuple[RecordType, bytes]] = []
         for effect in wanted:
             if isinstance(effect, effects.PersistSigned):
-                journal.append(RecordType.SIGNED, wire.pack(effect.envelope))
+                records.append((RecordType.SIGNED, wire.pack(effect.envelope)))
                 must_be_durable = True
             elif isinstance(effect, effects.PersistLock):
-                journal.append(RecordType.LOCK, wire.pack(Lock(effect.header, effect.view)))
+                records.append((RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))))
                 must_be_durable = True
             elif isinstance(effect, effects.PersistCertificate):
-                journal.append(RecordType.CERTIFICATE, wire.pack(effect.certificate))
+                self._unapplied.append(effect.certificate)
+        records += [(RecordType.CERTIFICATE, wire.pack(certificate)) for certificate in self._applied()]
+        for record_type, data in records:
+            journal.append(record_type, data)
+            appended_bytes += len(data)
+            if appended_bytes >= JOURNAL_BYTES_PER_SYNC:
+                await asyncio.to_thread(journal.sync)
+                appended_bytes = 0
         if must_be_durable:
             await asyncio.to_thread(journal.sync)
+
+    def _applied(self) -> list[Certificate]:
+        """Certificates that need not be held back any longer."""
+        found = []
+        while self._unapplied:
+            if (
+                self._unapplied[0].header.step >= self._state_step
+                and len(self._unapplied) <= UNAPPLIED_CERTIFICATES_MAX
+            ):
+                break
+            found.append(self._unapplied.popleft())
+        return found
 
     async def _carry_out(self, effect: Effect) -> None:
         parts = self._parts
@@ -179,7 +211,7 @@ class Driver:
             case effects.ComputeWork():
                 self._start(parts.duties.work(effect))
             case effects.CancelWork():
-                parts.duties.cancel(effect.step)
+                parts.duties.cancel()
             case effects.AggregatePart():
                 self._start(parts.duties.aggregate(effect))
             case effects.ApplyUpdate():
@@ -220,9 +252,9 @@ class Driver:
                     arrived = await self._parts.fetcher.blob(peer, effect.digest, self._parts.blobs)
                 except Refusal as refusal:
                     self.refuse(peer, refusal)
-                    continue
+                    arrived = False
                 except WorldError:
-                    continue
+                    arrived = False
                 if arrived or self._parts.blobs.holds(effect.digest):
                     await self._queue.put(events.BlobArrived(effect.digest))
                     return
@@ -230,12 +262,13 @@ class Driver:
 
     async def _read_from_disk(self, name: Digest) -> bool:
         store, blobs = self._parts.store, self._parts.blobs
-        if store.has_part(name) is None:
+        nbytes = store.has_part(name)
+        if nbytes is None:
             return False
-        with blobs.receiving(name) as place:
-            if place is None or not await asyncio.to_thread(store.read_part, name, place.view):
-                return False
-            return await check_digest(place.view, name) and blobs.arrived(name)
+        data = memoryview(bytearray(nbytes))
+        if not await asyncio.to_thread(store.read_part, name, data):
+            return False
+        return await check_digest(data, name) and blobs.put(name, data)
 
     async def _request_chain(self, effect: effects.RequestChain) -> None:
         try:
@@ -258,10 +291,9 @@ class Driver:
                 step = await self._try_state(peer, segment.view)
                 if step is not None:
                     digest_ = await parts.duties.load_fetched(step, segment)
-                    await self._queue.put(events.StateReady(step, digest_, peer))
+                    if digest_ is not None:
+                        await self._queue.put(events.StateReady(step, digest_, peer))
                     return
-        except WorkerDied:
-            log.warning("the compute worker died while a state was loaded")
         finally:
             parts.pool.release(segment)
         await asyncio.sleep(1.0)  # nobody has one yet: ask again, but not in a tight circle

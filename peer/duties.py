@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
@@ -19,7 +21,7 @@ from crowdsurf.peer.links import Post
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import part_ranges
-from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest
 
@@ -64,23 +66,28 @@ class Duties:
         self._pool = pool
         self._post = post
         self._evaluate_steps = evaluate_steps
-        self._cancelled_before = 0
+        self._cancellations = 0
         self._deaths = 0
         self._restarting = asyncio.Lock()
         self._generation = 0
+        self.usable: Callable[[int, Digest], bool] = lambda step, digest: True
+        """Whether a state on disk, before a step and with a digest, agrees with what is certified."""
         self.evaluation = Evaluation()
         self.initial_evaluation: Evaluation | None = None
 
     # --- effects -----------------------------------------------------------------------------------------
 
-    def cancel(self, step: int) -> None:
-        """Work of this and earlier steps is not needed any more."""
-        self._cancelled_before = max(self._cancelled_before, step + 1)
+    def cancel(self) -> None:
+        """Work that was asked for so far is not needed any more."""
+        self._cancellations += 1
         self._client.cancel_work()
 
-    async def work(self, effect: effects.ComputeWork) -> None:
-        """Compute the work unit of a step."""
-        if effect.step < self._cancelled_before:
+    def work(self, effect: effects.ComputeWork) -> Coroutine[Any, Any, None]:
+        """Compute the work unit of a step, unless it is cancelled before the worker is free."""
+        return self._work(effect, self._cancellations)
+
+    async def _work(self, effect: effects.ComputeWork, cancellations: int) -> None:
+        if self._restarting.locked() or cancellations != self._cancellations:
             return
         generation = self._generation
         try:
@@ -103,6 +110,8 @@ class Duties:
 
     async def aggregate(self, effect: effects.AggregatePart) -> None:
         """Apply the manifest's rule to the inputs of one part."""
+        if self._restarting.locked():
+            return
         generation = self._generation
         rule = self._manifest.rule
         try:
@@ -129,8 +138,15 @@ class Duties:
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:
         """Apply a certified step to the state, and keep its update on disk."""
+        if self._restarting.locked():
+            return  # there is no state to apply it to; the rules ask again when there is one
         generation = self._generation
-        segment, void = self._blobs.averaged_gradient(effect.step, effect.parts)
+        try:
+            segment, void = self._blobs.averaged_gradient(effect.step, effect.parts)
+        except KeyError:
+            # Applied before, until a worker died: the memory is in use again. Going back makes the rules fetch anew.
+            await self.recover(generation, f"the update of step {effect.step} is not in memory any more")
+            return
         try:
             with self._blobs.using(segment):
                 digest, _ = await asyncio.gather(
@@ -142,8 +158,9 @@ class Duties:
             return
         self._blobs.retire(effect.step)
         next_step = effect.step + 1
-        await self._checkpoint_and_evaluate(next_step)
-        await self._post(events.StateReady(next_step, digest))
+        await self._checkpoint_and_evaluate(next_step, digest)
+        if generation == self._generation:
+            await self._post(events.StateReady(next_step, digest))
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -154,26 +171,40 @@ class Duties:
             try:
                 nbytes = await asyncio.to_thread(self._store.read_state, step, segment.view)
                 if nbytes == self._info.state_bytes:
-                    return events.StateReady(step, await self._client.load_state(segment, nbytes))
+                    digest = await self._client.load_state(segment, nbytes)
+                    if self.usable(step, digest):
+                        return events.StateReady(step, digest)
             finally:
                 self._pool.release(segment)
+            log.warning("the state before step %d on disk is not the certified one and is dropped", step)
+            self._store.drop_state(step)
         digest = await self._client.load_initial()
         if self._evaluate_steps:
             await self._evaluate(0)
         return events.StateReady(0, digest)
 
-    async def load_fetched(self, step: int, segment: Segment) -> Digest:
-        """Load a state that came from a peer and was checked; keep it on disk too."""
-        digest = await self._client.load_state(segment, self._info.state_bytes)
+    async def load_fetched(self, step: int, segment: Segment) -> Digest | None:
+        """Load a state that came from a peer and was checked; keep it on disk too. None if the worker died of it."""
+        if self._restarting.locked():
+            return None
+        generation = self._generation
+        try:
+            digest = await self._client.load_state(segment, self._info.state_bytes)
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return None
         await asyncio.to_thread(self._store.save_state, step, segment.view[: self._info.state_bytes])
         return digest
 
-    async def save_last(self, step: int) -> None:
-        """Keep the state before `step`, at the end of a run or when leaving."""
-        if step not in self._store.state_steps():
-            await self._checkpoint(step)
-        if self._evaluate_steps and self.evaluation.step != step:
-            await self._evaluate(step)
+    async def save_last(self, step: int, digest: Digest) -> None:
+        """Keep the state before `step`, at the end of a run or when leaving. Raises WorldError for a full disk."""
+        try:
+            if step not in self._store.state_steps():
+                await self._checkpoint(step, digest)
+            if self._evaluate_steps and self.evaluation.step != step:
+                await self._evaluate(step)
+        except WorkerDied as error:
+            log.warning("the last state is not saved, the kept ones and the updates are: %s", error)
 
     async def recover(self, generation: int, reason: str) -> None:
         """Start a new worker after one died and go back to the newest state on disk. Raises WorldError if it keeps
@@ -190,26 +221,27 @@ class Duties:
             try:
                 await self._client.restart()
                 ready = await self.load_newest()
-            except WorkerDied as error:
+            except (WorkerDied, MisuseError) as error:
                 raise WorldError(f"the compute worker cannot be started again: {error}") from error
             await self._post(ready)
 
     # --- helpers -----------------------------------------------------------------------------------------
 
-    async def _checkpoint_and_evaluate(self, step: int) -> None:
+    async def _checkpoint_and_evaluate(self, step: int, digest: Digest) -> None:
         try:
             if step % CHECKPOINT_STEPS == 0:
-                await self._checkpoint(step)
+                await self._checkpoint(step, digest)
             if self._evaluate_steps and step % self._evaluate_steps == 0:
                 await self._evaluate(step)
         except WorkerDied:
             pass  # the next command finds the worker dead and starts a new one
 
-    async def _checkpoint(self, step: int) -> None:
+    async def _checkpoint(self, step: int, digest: Digest) -> None:
         segment = self._pool.take(self._info.state_bytes)
         try:
-            nbytes, _ = await self._client.save_state(segment)
-            await asyncio.to_thread(self._store.save_state, step, segment.view[:nbytes])
+            nbytes, saved = await self._client.save_state(segment)
+            if saved == digest:  # else a new worker has taken over, with another state
+                await asyncio.to_thread(self._store.save_state, step, segment.view[:nbytes])
         finally:
             self._pool.release(segment)
 

@@ -39,6 +39,9 @@ class Exported:
     certified_steps: int
     """Certified steps in the journal; more than `step` if the updates of the last ones are not kept here."""
     state_digest: str
+    checked: bool
+    """Whether certificates vouch for it. False for the last state of a run so short that nothing older is kept:
+    then it is this peer's own word."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,6 +72,7 @@ async def export_model(folder: Path, out: Path) -> Exported:
         step=step,
         certified_steps=len(headers),
         state_digest=digest_text(name),
+        checked=model.checked,
     )
 
 
@@ -105,6 +109,7 @@ class _Rebuild:
         self._headers = headers
         self._vector_bytes = vector_bytes
         self._state_bytes = state_bytes
+        self.checked = True
 
     async def run(self) -> tuple[int, Digest]:
         """The step reached, and the state's digest. Raises WorldError."""
@@ -131,13 +136,21 @@ class _Rebuild:
             if state_digest(self._kept.states[step]) == self._headers[step].state:
                 return step, await self._load_state(self._kept.states[step])
         if self._headers and 0 not in self._kept.updates:
-            raise WorldError("no certified state of this run is kept here; start the peer once, so that it catches up")
+            return await self._load_last()
         name = await self._client.load_initial()
         if self._headers and self._headers[0].state != name:
             raise WorldError(
                 "this machine makes another initial model than the swarm; export on a machine like its own"
             )
         return 0, name
+
+    async def _load_last(self) -> tuple[int, Digest]:
+        """The state after the last certified step, which no certificate names yet."""
+        step = len(self._headers)
+        if step not in self._kept.states:
+            raise WorldError("no certified state of this run is kept here; start the peer once, so that it catches up")
+        self.checked = False
+        return step, await self._load_state(self._kept.states[step])
 
     async def _load_state(self, file: BinaryIO) -> Digest:
         segment = Segment(self._state_bytes)

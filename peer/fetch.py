@@ -8,8 +8,9 @@ matter who gives it. SPEC.md §2, §7.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from crowdsurf.peer import packets
@@ -31,9 +32,21 @@ CHUNK_BYTES = 4 * 1024 * 1024
 OPEN_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 SERVED_AT_ONCE_MAX = 8
 """Fetch streams answered at the same time; others wait their turn in their sockets."""
+SERVED_PER_PEER_MAX = 2
+"""Of one peer: whoever reads its answers slowly keeps mostly itself from being answered."""
+END_SECONDS = 5.0
+"""How long the other side may take to end a stream in order, which nothing depends on."""
 
-Certificates = Callable[[int], Iterator[Certificate]]
-"""Certified steps from a given one on."""
+Certificates = Callable[[int], Awaitable[Sequence[Certificate]]]
+"""Certified steps from a given one on, at most CERTIFICATES_PER_RESPONSE_MAX of them."""
+
+
+class _Turn:
+    """The streams of one peer that are answered or wait for it."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.own = asyncio.Semaphore(SERVED_PER_PEER_MAX)
 
 
 class FetchServer:
@@ -58,17 +71,31 @@ class FetchServer:
         self._refuse = refuse
         self._metrics = metrics
         self._turn = asyncio.Semaphore(SERVED_AT_ONCE_MAX)
+        self._turns: dict[PeerId, _Turn] = {}
 
     async def serve(self, stream: Stream) -> None:
         """One question, one answer."""
         try:
             kind, payload = await frames.receive_frame(stream, 64, ANSWER_SECONDS)
             packets.check_size(kind, len(payload))
-            async with self._turn:
+            async with self._turn_of(stream.peer):
                 await self._answer(stream, kind, payload)
+            await _await_end(stream)
         except Refusal as refusal:
             self._refuse(stream.peer, refusal)
             stream.abort()
+
+    @contextlib.asynccontextmanager
+    async def _turn_of(self, peer: PeerId) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(peer, _Turn())
+        turn.streams += 1
+        try:
+            async with turn.own, self._turn:
+                yield
+        finally:
+            turn.streams -= 1
+            if not turn.streams:
+                del self._turns[peer]
 
     async def _answer(self, stream: Stream, kind: int, payload: bytes) -> None:
         if kind == FrameKind.GET_MANIFEST:
@@ -82,7 +109,6 @@ class FetchServer:
         else:
             raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} is no question")
         await self._send(stream, FrameKind.END, b"")
-        await _await_end(stream)
 
     async def _answer_blob(self, stream: Stream, digest: Digest) -> None:
         with self._blobs.lend(digest) as view:
@@ -97,9 +123,7 @@ class FetchServer:
         await self._send_bytes(stream, FrameKind.BLOB, digest, buffer)
 
     async def _answer_chain(self, stream: Stream, first_step: int) -> None:
-        for number, certificate in enumerate(self._certificates(first_step)):
-            if number >= limits.CERTIFICATES_PER_RESPONSE_MAX:
-                break
+        for certificate in await self._certificates(first_step):
             await self._send(stream, FrameKind.CERTIFICATE, wire.pack(certificate))
 
     async def _answer_state(self, stream: Stream) -> None:
@@ -133,8 +157,7 @@ class FetchServer:
 
 async def _await_end(stream: Stream) -> None:
     """Let the asker close first: closing a proxied stream can cut off what is still on its way."""
-    async with frames.deadline(ANSWER_SECONDS, "the end of a fetch stream"):
-        await frames.receive_frame(stream, 0)
+    await frames.receive_frame(stream, 0, END_SECONDS)
 
 
 class Fetcher:
@@ -163,14 +186,16 @@ class Fetcher:
         stream = await self._ask(peer, FrameKind.GET_CHAIN, wire.pack(first_step))
         found: list[Certificate] = []
         try:
-            while True:
-                kind, payload = await frames.receive_frame(stream, limits.CERTIFICATE_BYTES_MAX, ANSWER_SECONDS)
-                if kind == FrameKind.END:
-                    await frames.send_frame(stream, FrameKind.END, timeout_seconds=ANSWER_SECONDS)
-                    return tuple(found)
-                if kind != FrameKind.CERTIFICATE or len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
-                    raise Refusal(Code.UNKNOWN_KIND, "not a chain of certificates")
-                found.append(packets.decode_certificate(payload))
+            async with frames.deadline(ANSWER_SECONDS, "a chain of certificates"):
+                while True:
+                    kind, payload = await frames.receive_frame(stream, limits.CERTIFICATE_BYTES_MAX)
+                    if kind == FrameKind.END:
+                        break
+                    if kind != FrameKind.CERTIFICATE or len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+                        raise Refusal(Code.UNKNOWN_KIND, "not a chain of certificates")
+                    found.append(packets.decode_certificate(payload))
+            await self._say_end(stream)
+            return tuple(found)
         finally:
             stream.abort()
 
@@ -188,7 +213,7 @@ class Fetcher:
             await frames.receive_payload(stream, memoryview(name), ANSWER_SECONDS)
             if bytes(name) != digest:
                 raise Refusal(Code.UNEXPECTED_BLOB, "other bytes than asked for")
-            arrived = await receive_blob(stream, blobs, digest, length - DIGEST_BYTES)
+            arrived = await receive_blob(stream, blobs, digest, length - DIGEST_BYTES, pulled=True)
             await self._finish(stream)
             return arrived
         finally:
@@ -209,7 +234,8 @@ class Fetcher:
             header = wire.unpack(payload, packets.StateHeader, 32)
             if header.state_bytes != len(into):
                 raise Refusal(Code.OVERSIZED, f"a state of {header.state_bytes} bytes where {len(into)} are expected")
-            await self._receive_chunks(stream, into)
+            async with frames.deadline(transfer_seconds(len(into)), "a state"):
+                await self._receive_chunks(stream, into)
             await self._finish(stream)
             return header.step
         finally:
@@ -221,7 +247,7 @@ class Fetcher:
             kind, length = await frames.receive_header(stream, len(into) - position, ANSWER_SECONDS)
             if kind != FrameKind.CHUNK or not length:
                 raise Refusal(Code.UNKNOWN_KIND, "not a piece of a state")
-            await frames.receive_payload(stream, into[position : position + length], transfer_seconds(length))
+            await frames.receive_payload(stream, into[position : position + length])
             position += length
 
     async def _ask(self, peer: PeerId, kind: FrameKind, payload: bytes) -> Stream:
@@ -234,6 +260,11 @@ class Fetcher:
         return stream
 
     async def _finish(self, stream: Stream) -> None:
-        """Read the end mark and answer it, so the other side may close."""
-        await frames.receive_frame(stream, 0, ANSWER_SECONDS)
-        await frames.send_frame(stream, FrameKind.END, timeout_seconds=ANSWER_SECONDS)
+        """Read the end mark and answer it, so the other side may close. What was asked for is here already."""
+        with contextlib.suppress(WorldError, Refusal):
+            await frames.receive_frame(stream, 0, END_SECONDS)
+            await self._say_end(stream)
+
+    async def _say_end(self, stream: Stream) -> None:
+        with contextlib.suppress(WorldError):
+            await frames.send_frame(stream, FrameKind.END, timeout_seconds=END_SECONDS)

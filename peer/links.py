@@ -18,13 +18,15 @@ from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
 from crowdsurf.peer.transport.base import Stream, Transport
-from crowdsurf.protocol import events, wire
+from crowdsurf.protocol import events
 from crowdsurf.protocol.envelope import decode_envelope
-from crowdsurf.protocol.errors import Refusal, WorldError
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId
 
 QUEUED_FRAMES_MAX = 2048
 """Messages waiting for one peer; a step needs about seven per peer, so this is a peer that hangs."""
+QUEUED_BYTES_MAX = 4 * 1024 * 1024
+"""Their bytes: a large group's certificates have 50 KiB each, and many peers may hang at once."""
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0
 """Pause before a broken link is tried again; it doubles."""
 OPEN_SECONDS, SEND_SECONDS, HELLO_SECONDS = 10.0, 30.0, 10.0
@@ -42,7 +44,8 @@ class Link:
         self.peer = peer
         self.connected = False
         self._links = links
-        self._queue: deque[tuple[int, bytes]] = deque(maxlen=QUEUED_FRAMES_MAX)
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queued_bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,8 +54,16 @@ class Link:
     def send(self, kind: FrameKind, payload: bytes) -> None:
         """Queue a frame. A full queue drops its oldest one."""
         self._queue.append((kind, payload))
+        self._queued_bytes += len(payload)
+        while len(self._queue) > QUEUED_FRAMES_MAX or self._queued_bytes > QUEUED_BYTES_MAX:
+            self._take()
         self._idle.clear()
         self._wake.set()
+
+    def _take(self) -> tuple[int, bytes]:
+        kind, payload = self._queue.popleft()
+        self._queued_bytes -= len(payload)
+        return kind, payload
 
     async def flush(self, timeout_seconds: float) -> None:
         """Wait until the queue is empty, or the time is up."""
@@ -77,8 +88,8 @@ class Link:
                 continue
             pause = PAUSE_SECONDS_MIN
             self.connected = True
-            await self._links.post(events.PeerSeen(self.peer))
             try:
+                await self._links.post(events.PeerSeen(self.peer))
                 await self._pump(stream)
             except WorldError:
                 pass
@@ -94,8 +105,7 @@ class Link:
         if addresses:
             await transport.connect(self.peer, addresses)
         stream = await transport.open(self.peer, packets.CONTROL_STREAM, OPEN_SECONDS)
-        hello = wire.pack(packets.Hello(self._links.run_id))
-        await frames.send_frame(stream, FrameKind.HELLO, hello, timeout_seconds=SEND_SECONDS)
+        await packets.send_hello(stream, self._links.run_id, SEND_SECONDS)
         return stream
 
     async def _pump(self, stream: Stream) -> None:
@@ -105,7 +115,7 @@ class Link:
         try:
             while not ended.done():
                 while self._queue:
-                    kind, payload = self._queue.popleft()
+                    kind, payload = self._take()
                     await frames.send_frame(stream, kind, payload, timeout_seconds=SEND_SECONDS)
                     self._links.metrics.control_bytes_sent += frames.HEADER_BYTES + len(payload)
                 self._idle.set()
@@ -169,7 +179,7 @@ class Links:
     async def _serve(self, stream: Stream) -> None:
         """Read one peer's control stream until it ends. What is wrong with it is reported, and ends it."""
         try:
-            await self._read_hello(stream)
+            await packets.receive_hello(stream, self.run_id, HELLO_SECONDS)
             while True:
                 kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()))
                 packets.check_size(kind, length)
@@ -181,11 +191,6 @@ class Links:
             self._refuse(stream.peer, refusal)
             stream.abort()
 
-    async def _read_hello(self, stream: Stream) -> None:
-        kind, payload = await frames.receive_frame(stream, 64, HELLO_SECONDS)
-        packets.check_size(kind, len(payload))
-        packets.decode_hello(payload, self.run_id)
-
     async def _on_frame(self, peer: PeerId, kind: int, payload: bytes) -> None:
         """Turn a frame into an event. A frame that cannot be read costs its sender the stream."""
         if kind == FrameKind.ENVELOPE:
@@ -194,3 +199,5 @@ class Links:
             await self.post(events.CertificateReceived(peer, packets.decode_certificate(payload)))
         elif kind == FrameKind.WANT:
             await self.post(events.WantReceived(peer, packets.decode_want(payload)))
+        else:
+            raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a control stream")

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import msgspec
 
+from crowdsurf.peer.transport import frames
+from crowdsurf.peer.transport.base import Stream
 from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, Digest
@@ -93,9 +95,21 @@ def check_size(kind: int, length: int) -> None:
         raise Refusal(Code.OVERSIZED, f"a frame of kind {kind} with {length} bytes where {bound} are allowed")
 
 
-def decode_hello(payload: bytes, run_id: Digest) -> None:
-    """Check the first frame of a stream. Raises Refusal."""
-    if wire.unpack(payload, Hello, 64).run_id != run_id:
+async def send_hello(stream: Stream, run_id: Digest, timeout_seconds: float) -> None:
+    """Begin a stream of our own. The stream is over if that fails. Raises WorldError."""
+    try:
+        await frames.send_frame(stream, FrameKind.HELLO, wire.pack(Hello(run_id)), timeout_seconds=timeout_seconds)
+    except BaseException:
+        stream.abort()
+        raise
+
+
+async def receive_hello(stream: Stream, run_id: Digest, timeout_seconds: float) -> None:
+    """Check the first frame of a peer's stream. Raises Refusal, WorldError."""
+    kind, payload = await frames.receive_frame(stream, PAYLOAD_BYTES_MAX[FrameKind.HELLO], timeout_seconds)
+    if kind != FrameKind.HELLO:
+        raise Refusal(Code.UNKNOWN_KIND, f"a stream begins with a hello, not with frame kind {kind}")
+    if wire.unpack(payload, Hello, PAYLOAD_BYTES_MAX[FrameKind.HELLO]).run_id != run_id:
         raise Refusal(Code.WRONG_RUN, "the stream belongs to another run")
 
 

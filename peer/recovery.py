@@ -14,7 +14,7 @@ import msgspec
 
 from crowdsurf.peer.journal_format import Record
 from crowdsurf.protocol import limits, wire
-from crowdsurf.protocol.errors import Refusal, WorldError
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, View
 from crowdsurf.protocol.node import Recovered
 
@@ -54,6 +54,8 @@ def recover(records: Iterable[Record]) -> Recovered:
                 next_step = certificates[-1].header.step + 1
                 signed = [envelope for envelope in signed if envelope.step >= next_step]
                 locks = [lock_ for lock_ in locks if lock_[0].step >= next_step]
+            else:
+                raise Refusal(Code.UNKNOWN_KIND, f"type {record_type}")
         except Refusal as refusal:
             raise WorldError(
                 f"the journal holds a record this version cannot read ({refusal.detail}); "

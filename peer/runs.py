@@ -48,11 +48,14 @@ def running_peer(home: Path, run: str | None = None) -> tuple[Path, dict[str, An
     """Run folder and status of the peer that is running in a home. Raises Unreachable if there is none, MisuseError
     if there are several."""
     found = []
+    nobody = Unreachable(f"no peer is running in {home}; start one with `crowdsurf join INVITE --home {home}`")
+    if run is None and not list(home.glob(f"runs/*/{MANIFEST_FILE}")):
+        raise nobody
     for folder in run_folders(home, run):
         with contextlib.suppress(WorldError):
             found.append((folder, ask(folder, "status")))
     if not found:
-        raise Unreachable(f"no peer is running in {home}; start one with `crowdsurf join INVITE --home {home}`")
+        raise nobody
     if len(found) > 1:
         names = ", ".join(folder.name for folder, _ in found)
         raise MisuseError(f"several peers are running in {home}; choose one with --run: {names}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 from crowdsurf.peer.files import fsync_folder
@@ -20,6 +20,8 @@ from crowdsurf.protocol.ids import Digest
 
 CHECKPOINTS_KEPT = 2
 """Whole states kept: the newest, and the one before it for whoever is being served."""
+WRITE_BYTES = 16 * 1024 * 1024
+"""Bytes given to one write call."""
 
 
 class StateStore:
@@ -31,10 +33,13 @@ class StateStore:
         self._elements = elements
         self._located: dict[Digest, tuple[int, int, int]] = {}
         self._located_steps: dict[int, tuple[bytes, ...]] = {}
-        for path in (self._states, self._updates):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for leftover in path.glob("*.part"):
-                leftover.unlink(missing_ok=True)
+        try:
+            for path in (self._states, self._updates):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for leftover in path.glob("*.part"):
+                    leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise WorldError(f"cannot keep states in {folder}: {error.strerror or error}") from error
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -44,6 +49,10 @@ class StateStore:
         for old in self.state_steps()[:-CHECKPOINTS_KEPT]:
             (self._states / f"{old}.state").unlink(missing_ok=True)
         self._prune_updates()
+
+    def drop_state(self, step: int) -> None:
+        """Remove a kept state that turned out to be wrong."""
+        self.state_path(step).unlink(missing_ok=True)
 
     def state_steps(self) -> list[int]:
         """Steps whose state before is kept, rising."""
@@ -119,8 +128,7 @@ class StateStore:
         try:
             with temporary.open("wb", buffering=0) as file:
                 os.chmod(temporary, 0o600)
-                for chunk in _chunks(data):
-                    file.write(chunk)
+                _write_all(file, data)
                 if durable:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -136,13 +144,13 @@ class StateStore:
             raise WorldError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _chunks(data: memoryview) -> Iterator[memoryview]:
-    """Pieces that one write call takes."""
-    size = 16 * 1024 * 1024
-    for offset in range(0, len(data), size):
-        yield data[offset : offset + size]
+def _write_all(file: RawIOBase, data: memoryview) -> None:
+    """Write everything: one call may take only a part, above all when the disk is nearly full."""
+    position = 0
+    while position < len(data):
+        position += file.write(data[position : position + WRITE_BYTES]) or 0
 
 
 def _steps_in(folder: Path, suffix: str) -> list[int]:
     names = (path.name.removesuffix(suffix) for path in folder.iterdir() if path.name.endswith(suffix))
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())

@@ -148,7 +148,6 @@ class Volunteer:
             daemon.on_leave_asked = self.leave
             daemon.on_step = self._on_step
             self._daemon = daemon
-            self._roster = tuple(PeerId(peer) for peer in manifest.founders)
             watching = asyncio.create_task(self._watch(daemon), name="watch")
             try:
                 return await daemon.run()
@@ -242,10 +241,10 @@ class Volunteer:
     def _on_step(self, story: StepCertified) -> None:
         before, self._roster = set(self._roster), story.roster
         left = set(story.left)
-        for peer in story.joined:
-            if peer_text(peer) != self._peer:
-                self.tell(f"…{short(peer)} joined; the roster has {_count(story.roster)}.")
-        for peer in sorted(left):
+        mine = {peer for peer in {*story.joined, *left} if peer_text(peer) == self._peer}
+        for peer in sorted(set(story.joined) - mine):
+            self.tell(f"…{short(peer)} joined; the roster has {_count(story.roster)}.")
+        for peer in sorted(left - mine):
             self.tell(f"…{short(peer)} left.")
         for peer in sorted(before - set(story.roster) - left):
             self.tell(f"…{short(peer)} dropped out: it missed too many steps in a row.")

@@ -54,11 +54,10 @@ class CatchUp:
         certificate = self._certificates.get(step)
         contradicted = certificate is not None and certificate.header.state != digest
         unproven = fetched and certificate is None
-        self._waiting = False
+        self._waiting, self._asked_step = False, None
         if contradicted or unproven or step > head_step:
             return False
         self.step, self.digest = step, digest
-        self._asked_step = None
         return True
 
     def lose_state(self) -> None:
@@ -74,8 +73,8 @@ class CatchUp:
         self._held.add(digest)
 
     def state_failed(self) -> None:
-        """Nobody served a state; ask again at the next occasion."""
-        self._waiting = False
+        """Nobody served a state; ask again at the next occasion, for the missing parts first."""
+        self._waiting, self._asked_step = False, None
 
     def advance(self, head_step: int, candidates: tuple[PeerId, ...]) -> list[Effect]:
         """What to do next to reach `head_step`; empty when there, or while an answer is awaited."""

@@ -73,6 +73,10 @@ class Membership:
         """Everyone whose join request is pending."""
         return set(self._joins)
 
+    def departed(self, peer: PeerId) -> bool:
+        """Whether it was a member until lately, and perhaps does not know that it is none any more."""
+        return peer in self._left
+
     def _check_age(self, step: int, head: Head) -> None:
         if abs(head.step - step) > limits.JOIN_WINDOW_STEPS:
             raise Refusal(Code.EXPIRED, f"the request names step {step}, we are at {head.step}")

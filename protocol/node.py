@@ -273,13 +273,13 @@ class Node:
         if envelope.kind == Kind.VOTE and envelope.step == self._step - 1 and source not in self._late_voters:
             self._late_voters.add(source)
             return
-        if source in self.contacts():
+        if self._is_known(source):
             self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
 
     def _help_after_the_end(self, event: Event) -> None:
         """This peer is done, but whoever still works on a step it knows the end of gets told."""
-        if not isinstance(event, events.EnvelopeReceived) or event.source not in self.contacts():
+        if not isinstance(event, events.EnvelopeReceived) or not self._is_known(event.source):
             return
         if event.envelope.step < self._step:
             self._helped.clear()
@@ -290,7 +290,8 @@ class Node:
         if peer in self._helped or len(self._helped) >= limits.ROSTER_PEERS_MAX:
             return
         self._helped.add(peer)
-        certificates = self.catch_up.since(step)
+        # The newest one alone, if the rest is too old to remember: it says whom to ask for the chain.
+        certificates = self.catch_up.since(step) or self.catch_up.since(self._step - 1)
         if certificates:
             self._effects.append(SendCertificates((peer,), certificates))
 
@@ -466,6 +467,10 @@ class Node:
         """Peers to stay connected to and to tell about certified steps."""
         peers = set(self.chain.head.roster.peers) | self.membership.candidates()
         return tuple(sorted(peers - {self.me}))
+
+    def _is_known(self, peer: PeerId) -> bool:
+        """Whether a peer is a contact, or was a member until lately and may still think it is one."""
+        return peer in self.contacts() or self.membership.departed(peer)
 
     def _reachable(self) -> tuple[PeerId, ...]:
         """Members to fetch from, those whose connection is not known to be broken first."""

@@ -1,0 +1,241 @@
+"""Blobs have places before they have bytes, and memory is not reused while anybody looks at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.protocol.effects import ExpectAggregate, ExpectPart
+from crowdsurf.protocol.ids import Digest, blob_digest
+from tests.peer.conftest import shared_memories
+
+ELEMENTS = 10  # two parts of five elements, or three of 3, 3 and 4
+PART_BYTES = 20
+
+
+def name(text: str) -> Digest:
+    return blob_digest(text.encode())
+
+
+def ignore() -> None:
+    """An interrupt that nobody calls."""
+
+
+def fill(store: BlobStore, digest: Digest, data: bytes) -> bool:
+    """Receive bytes into their place."""
+    with store.receiving(digest, len(data), ignore) as place:
+        assert place is not None
+        place.view[:] = data
+        return store.arrived(digest, len(data))
+
+
+def part(step: int, digest: Digest, *, member: int = 0, part: int = 0, parts: int = 2, nbytes: int = 20) -> ExpectPart:
+    return ExpectPart(step, part, parts, member, digest, nbytes)
+
+
+@pytest.fixture
+def pool() -> SegmentPool:
+    return SegmentPool(idle_bytes_max=1 << 20)
+
+
+@pytest.fixture
+def store(pool: SegmentPool) -> Iterator[BlobStore]:
+    before = shared_memories()
+    store = BlobStore(ELEMENTS, pool)
+    yield store
+    store.close()
+    assert shared_memories() == before
+
+
+def test_a_part_goes_into_the_row_of_its_member(store: BlobStore) -> None:
+    first, second = name("first"), name("second")
+    store.expect_part(part(3, first, member=1))
+    store.expect_part(part(3, second, member=0))
+    assert fill(store, first, b"1" * 20)
+    assert fill(store, second, b"0" * 20)
+    segment, rows = store.rows(3, 0, ((0, second), (1, first)))
+    assert rows == [0, 20]
+    assert bytes(segment.view[:40]) == b"0" * 20 + b"1" * 20
+
+
+def test_bytes_that_nobody_expects_have_no_place(store: BlobStore) -> None:
+    with store.receiving(name("x"), 20, ignore) as place:
+        assert place is None
+    assert not store.holds(name("x"))
+    assert not store.arrived(name("x"), 20)
+    with store.lend(name("x")) as view:
+        assert view is None
+
+
+def test_one_receiver_at_a_time_and_the_next_after_a_failure(store: BlobStore) -> None:
+    store.expect_part(part(0, name("x")))
+    with pytest.raises(ConnectionError), store.receiving(name("x"), 20, ignore) as first:
+        assert first is not None
+        with store.receiving(name("x"), 20, ignore) as second:
+            assert second is None
+        raise ConnectionError
+    with store.receiving(name("x"), 20, ignore) as again:
+        assert again is not None
+    assert not store.holds(name("x"))
+
+
+def test_bytes_that_came_another_way_interrupt_whoever_is_receiving_them(store: BlobStore) -> None:
+    interrupted = []
+    store.expect_part(part(0, name("x")))
+    with store.receiving(name("x"), 20, lambda: interrupted.append(True)) as place:
+        assert place is not None
+        place.view[:4] = b"slow"
+        assert store.put(name("x"), memoryview(b"q" * 20))
+        assert interrupted == [True]
+        assert not store.arrived(name("x"), 20)
+    with store.lend(name("x")) as view:
+        assert view == b"q" * 20
+    assert not store.put(name("x"), memoryview(b"z" * 20))
+
+
+def test_a_digest_shared_by_two_contributors_is_received_once_and_serves_both(store: BlobStore) -> None:
+    same = name("same")
+    store.expect_part(part(0, same, member=0))
+    store.expect_part(part(0, same, member=1))
+    fill(store, same, b"s" * 20)
+    segment, rows = store.rows(0, 0, ((0, same), (1, same)))
+    assert rows == [0, 20]
+    assert bytes(segment.view[:40]) == b"s" * 40
+
+
+def test_a_digest_claimed_for_a_part_of_another_size_keeps_nobody_from_the_true_one(store: BlobStore) -> None:
+    true = name("true")
+    store.expect_aggregate(ExpectAggregate(0, 2, 3, true, 16))  # a liar says that its part, of four elements, is it
+    store.expect_aggregate(ExpectAggregate(0, 0, 3, true, 12))
+    assert store.fits(true, 12)
+    assert store.fits(true, 16)
+    assert not store.fits(true, 20)
+    assert fill(store, true, b"t" * 12)
+    assert not store.is_expected(true)
+    segment, void = store.averaged_gradient(0, (true, b"", b""))
+    assert bytes(segment.view) == b"t" * 12 + bytes(28)
+    assert void == [(3, 6), (6, 10)]
+
+
+def test_our_own_gradient_is_copied_into_its_row_and_lent(store: BlobStore) -> None:
+    segment = store.gradient(5, 2)
+    segment.view[:40] = b"a" * 20 + b"b" * 20
+    store.add_own_parts(5, (name("a"), name("b")))
+    with store.lend(name("b")) as view:
+        assert view == b"b" * 20
+    inbox, rows = store.rows(5, 1, ((1, name("b")),))
+    assert bytes(inbox.view[rows[0] : rows[0] + 20]) == b"b" * 20
+
+
+def test_an_averaged_gradient_is_put_together_from_where_its_parts_are(store: BlobStore) -> None:
+    segment, offset = store.aggregate_place(0, 1) if store.gradient(0, 2) else (None, 0)
+    assert segment is not None
+    segment.view[offset : offset + 20] = b"m" * 20
+    store.add_aggregate(0, 1, name("mine"))
+    store.expect_aggregate(ExpectAggregate(0, 0, 2, name("theirs"), 20))
+    fill(store, name("theirs"), b"t" * 20)
+    whole, void = store.averaged_gradient(0, (name("theirs"), name("mine")))
+    assert bytes(whole.view) == b"t" * 20 + b"m" * 20
+    assert void == []
+    with pytest.raises(KeyError):
+        store.averaged_gradient(0, (name("unknown"), name("mine")))
+
+
+def test_two_parts_with_the_same_aggregate_both_get_it(store: BlobStore) -> None:
+    for index in (0, 1):
+        store.expect_aggregate(ExpectAggregate(0, index, 2, name("zeros"), 20))
+    fill(store, name("zeros"), b"z" * 20)
+    whole, _ = store.averaged_gradient(0, (name("zeros"), name("zeros")))
+    assert bytes(whole.view) == b"z" * 40
+
+
+def test_retired_steps_are_forgotten_and_their_memory_is_used_again(store: BlobStore, pool: SegmentPool) -> None:
+    store.expect_part(part(0, name("in time")))
+    store.expect_part(part(0, name("late"), member=1))
+    fill(store, name("in time"), b"i" * 20)
+    store.retire(1)
+    assert not store.holds(name("in time"))
+    assert not store.is_expected(name("late"))
+    assert not store.arrived(name("late"), 20)
+    with pytest.raises(KeyError):
+        store.rows(0, 0, ((0, name("in time")),))
+    assert pool.idle_bytes > 0
+    idle = pool.idle_bytes
+    store.gradient(1, 2)
+    assert pool.idle_bytes < idle
+
+
+def test_memory_is_not_reused_while_a_slow_reader_holds_it(store: BlobStore, pool: SegmentPool) -> None:
+    segment = store.gradient(0, 2)
+    segment.view[:40] = b"x" * 40
+    store.add_own_parts(0, (name("a"), name("b")))
+    with store.lend(name("a")) as view:
+        store.retire(1)
+        assert pool.idle_bytes == 0
+        other = store.gradient(1, 2)
+        other.view[:40] = b"y" * 40
+        assert view == b"x" * 20
+    assert pool.idle_bytes > 0
+
+
+def test_memory_is_not_reused_while_the_worker_or_a_late_stream_uses_it(store: BlobStore, pool: SegmentPool) -> None:
+    store.expect_part(part(0, name("late")))
+    with store.receiving(name("late"), 20, ignore) as place:
+        assert place is not None
+        with store.using(place.memory.segment):
+            store.retire(1)
+        assert pool.idle_bytes == 0
+        place.view[:] = b"l" * 20
+        assert not store.arrived(name("late"), 20)
+    assert pool.idle_bytes > 0
+
+
+def test_a_blob_held_by_a_newer_step_survives_the_older_one(store: BlobStore) -> None:
+    for step in (0, 1):
+        store.gradient(step, 2)
+    store.add_own_parts(1, (name("both"), name("new")))
+    store.add_own_parts(0, (name("both"), name("old")))
+    store.retire(1)
+    assert store.holds(name("both"))
+    assert not store.holds(name("old"))
+
+
+def test_what_a_stream_still_uses_when_the_peer_ends_goes_with_the_stream(pool: SegmentPool) -> None:
+    before = shared_memories()
+    store = BlobStore(ELEMENTS, pool)
+    store.expect_part(part(0, name("x")))
+    with store.receiving(name("x"), 20, ignore) as place:
+        assert place is not None
+        store.close()
+        place.view[:] = b"x" * 20
+    assert shared_memories() == before
+
+
+def test_nothing_grows_over_many_steps(store: BlobStore, pool: SegmentPool) -> None:
+    before = shared_memories()
+    for step in range(2000):
+        store.gradient(step, 2)
+        store.add_own_parts(step, (name(f"a{step}"), name(f"b{step}")))
+        store.expect_part(part(step, name(f"c{step}"), member=1))
+        store.expect_part(part(step, name(f"never{step}"), member=0))
+        fill(store, name(f"c{step}"), b"c" * 20)
+        store.retire(step)
+    assert shared_memories() - before <= 8
+    assert sum(len(table) for table in (store._held, store._expected, store._receiving, store._steps)) < 20
+    assert pool.idle_bytes < 1 << 20
+
+
+async def test_waiting_for_an_expectation_ends_when_it_comes_or_when_the_step_is_over(store: BlobStore) -> None:
+    waiting = asyncio.create_task(store.wait_expected(4, name("x"), 60.0))
+    late = asyncio.create_task(store.wait_expected(4, name("never"), 60.0))
+    await asyncio.sleep(0)
+    store.expect_part(part(4, name("x")))
+    assert await waiting
+    assert not late.done()
+    store.retire(5)
+    assert await late
+    assert not await store.wait_expected(9, name("y"), 0.0)

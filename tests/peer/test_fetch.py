@@ -1,0 +1,408 @@
+"""Questions and answers: every answer proves itself, and a server or asker that lies or dawdles hurts nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crowdsurf.peer import fetch as fetch_module
+from crowdsurf.peer import packets
+from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.peer.fetch import SERVED_PER_PEER_MAX, Fetcher, FetchServer
+from crowdsurf.peer.metrics import Metrics
+from crowdsurf.peer.packets import FrameKind, StateHeader
+from crowdsurf.peer.state_store import StateStore
+from crowdsurf.peer.transport import frames
+from crowdsurf.peer.transport.base import Stream, StreamTimeout
+from crowdsurf.peer.transport.memory import MemoryNetwork, MemoryTransport
+from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.effects import ExpectAggregate
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.ids import Digest, blob_digest
+from crowdsurf.protocol.manifest import encode_manifest, run_id_of
+from crowdsurf.protocol.messages import Certificate
+from tests.peer.shell import Inbox, key_of, manifest_of, soon, until
+from tests.peer.test_recovery import header
+
+pytestmark = pytest.mark.usefixtures("tidy")
+
+ME, OTHER = key_of(0).peer_id, key_of(1).peer_id
+MANIFEST = manifest_of([key_of(0)])
+ELEMENTS = 200_000
+NBYTES = 4 * ELEMENTS
+DATA = bytes(range(200)) * (NBYTES // 200)
+NAME = blob_digest(DATA)
+STATE = DATA * 7  # more than one chunk
+CERTIFICATES = [Certificate(header(step), ((0, 0, bytes(64)),)) for step in range(100)]
+
+
+async def chain_from(first_step: int) -> Sequence[Certificate]:
+    return CERTIFICATES[max(0, first_step) :][: limits.CERTIFICATES_PER_RESPONSE_MAX]
+
+
+class Server:
+    """A peer that answers as it should."""
+
+    def __init__(self, transport: MemoryTransport, folder: Path) -> None:
+        self.transport = transport
+        self.inbox = Inbox()
+        self.metrics = Metrics()
+        self.blobs = BlobStore(ELEMENTS, SegmentPool(1 << 20))
+        self.store = StateStore(folder, ELEMENTS)
+        self.state_step: int | None = None
+        self.server = FetchServer(
+            MANIFEST, self.blobs, self.store, chain_from, lambda: self.state_step, self.inbox.refuse, self.metrics
+        )
+
+
+@pytest.fixture
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+@pytest.fixture
+async def transport(network: MemoryNetwork) -> AsyncIterator[MemoryTransport]:
+    transport = network.join(ME)
+    yield transport
+    await transport.close()
+
+
+@pytest.fixture
+async def other(network: MemoryNetwork) -> AsyncIterator[MemoryTransport]:
+    transport = network.join(OTHER)
+    yield transport
+    await transport.close()
+
+
+@pytest.fixture
+async def server(other: MemoryTransport, tmp_path: Path) -> AsyncIterator[Server]:
+    server = Server(other, tmp_path)
+    await other.serve(packets.FETCH_STREAM, server.server.serve)
+    yield server
+    await other.close()
+    server.blobs.close()
+
+
+@pytest.fixture
+def blobs() -> Any:
+    """Ours, which expect NAME."""
+    store = BlobStore(ELEMENTS, SegmentPool(1 << 20))
+    store.expect_aggregate(ExpectAggregate(0, 0, 1, NAME, NBYTES))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def fetcher(transport: MemoryTransport) -> Fetcher:
+    return Fetcher(transport)
+
+
+async def liar(other: MemoryTransport, answer: Callable[[Stream], Awaitable[None]]) -> None:
+    """Serve fetch streams with an answer of the test's own."""
+
+    async def serve(stream: Stream) -> None:
+        await frames.receive_frame(stream, 64)
+        await answer(stream)
+
+    await other.serve(packets.FETCH_STREAM, serve)
+
+
+async def refused(question: Awaitable[Any]) -> Code:
+    with pytest.raises(Refusal) as caught:
+        await soon(question)
+    return caught.value.code
+
+
+# --- honest answers ----------------------------------------------------------------------------------------
+
+
+async def test_the_manifest(server: Server, fetcher: Fetcher) -> None:
+    assert await fetcher.manifest(OTHER, run_id_of(MANIFEST)) == MANIFEST
+
+
+async def test_a_chain_comes_in_answers_of_bounded_length(server: Server, fetcher: Fetcher) -> None:
+    first = await fetcher.chain(OTHER, 0)
+    assert [certificate.header.step for certificate in first] == list(range(limits.CERTIFICATES_PER_RESPONSE_MAX))
+    assert len(await fetcher.chain(OTHER, 90)) == 10
+    assert await fetcher.chain(OTHER, 100) == ()
+
+
+async def test_a_blob_from_memory_from_disk_and_from_nowhere(
+    server: Server, fetcher: Fetcher, blobs: BlobStore
+) -> None:
+    assert not await fetcher.blob(OTHER, NAME, blobs)
+    server.blobs.gradient(0, 1).view[:] = DATA
+    server.blobs.add_own_parts(0, (NAME,))
+    assert await fetcher.blob(OTHER, NAME, blobs)
+    server.blobs.retire(1)
+    blobs.retire(1)
+    server.store.save_update(0, (NAME,), memoryview(DATA))
+    blobs.expect_aggregate(ExpectAggregate(1, 0, 1, NAME, NBYTES))
+    assert await fetcher.blob(OTHER, NAME, blobs)
+    with blobs.lend(NAME) as view:
+        assert view == DATA
+
+
+async def test_a_state_in_chunks_or_none(server: Server, fetcher: Fetcher) -> None:
+    into = bytearray(len(STATE))
+    assert await fetcher.state(OTHER, memoryview(into)) is None
+    server.store.save_state(10, memoryview(STATE))
+    server.state_step = 10
+    assert await fetcher.state(OTHER, memoryview(into)) == 10
+    assert into == STATE
+    assert server.metrics.state_bytes_sent == len(STATE)
+    server.store.drop_state(10)
+    assert await fetcher.state(OTHER, memoryview(into)) is None
+
+
+async def test_questions_end_in_order_and_leave_no_streams(server: Server, fetcher: Fetcher) -> None:
+    for _ in range(50):
+        await fetcher.chain(OTHER, 95)
+        await fetcher.manifest(OTHER, run_id_of(MANIFEST))
+    await until(lambda: not server.transport._table._streams)
+    assert server.inbox.refusals.empty()
+    assert server.server._turns == {}
+
+
+async def test_many_askers_at_once_are_all_answered(network: MemoryNetwork, server: Server) -> None:
+    transports = [network.join(key_of(number).peer_id) for number in range(2, 22)]
+    questions = [Fetcher(transport).chain(OTHER, 50) for transport in transports for _ in range(3)]
+    answers = await soon(asyncio.gather(*questions))
+    assert {len(answer) for answer in answers} == {50}
+    for transport in transports:
+        await transport.close()
+
+
+async def test_many_questions_of_one_peer_wait_their_turn(server: Server, fetcher: Fetcher) -> None:
+    answers = await soon(asyncio.gather(*(fetcher.chain(OTHER, 99) for _ in range(40))))
+    assert [len(answer) for answer in answers] == [1] * 40
+
+
+async def test_a_peer_that_reads_nothing_keeps_only_itself_from_being_answered(
+    network: MemoryNetwork, transport: MemoryTransport, server: Server
+) -> None:
+    server.store.save_state(10, memoryview(STATE))
+    server.state_step = 10
+    slow = []
+    for _ in range(20):
+        stream = await transport.open(OTHER, packets.FETCH_STREAM, 1.0)
+        await frames.send_frame(stream, FrameKind.GET_STATE)
+        slow.append(stream)
+    await until(lambda: (turn := server.server._turns.get(ME)) is not None and turn.streams == 20)
+    assert server.server._turn._value >= fetch_module.SERVED_AT_ONCE_MAX - SERVED_PER_PEER_MAX
+    third = network.join(key_of(2).peer_id)
+    assert len(await soon(Fetcher(third).chain(OTHER, 99))) == 1
+    for stream in slow:
+        stream.abort()
+    await third.close()
+
+
+# --- bad questions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "code"),
+    [
+        (99, b"", Code.UNKNOWN_KIND),
+        (FrameKind.ENVELOPE, b"", Code.UNKNOWN_KIND),
+        (FrameKind.BLOB, b"", Code.UNKNOWN_KIND),
+        (FrameKind.GET_BLOB, bytes(31), Code.UNKNOWN_KIND),
+        (FrameKind.GET_BLOB, bytes(33), Code.OVERSIZED),
+        (FrameKind.GET_CHAIN, b"", Code.MALFORMED),
+        (FrameKind.GET_CHAIN, wire.pack("text"), Code.MALFORMED),
+        (FrameKind.GET_CHAIN, b"\xcd\x00\x01", Code.NOT_CANONICAL),
+        (FrameKind.GET_CHAIN, bytes(10), Code.OVERSIZED),
+        (FrameKind.GET_STATE, b"x", Code.OVERSIZED),
+        (FrameKind.GET_MANIFEST, bytes(65), Code.OVERSIZED),
+    ],
+)
+async def test_a_bad_question_is_named_and_ends_the_stream(
+    transport: MemoryTransport, server: Server, kind: int, payload: bytes, code: Code
+) -> None:
+    stream = await transport.open(OTHER, packets.FETCH_STREAM, 1.0)
+    await frames.send_frame(stream, kind, payload)
+    assert (await server.inbox.refusal()).code is code
+    with pytest.raises(WorldError):
+        await soon(frames.receive_frame(stream, 1 << 20))
+
+
+@pytest.mark.parametrize("first_step", [-1, -(2**63), 2**63])
+async def test_a_chain_from_a_strange_step_is_answered_or_refused(
+    fetcher: Fetcher, server: Server, first_step: int
+) -> None:
+    assert isinstance(await soon(fetcher.chain(OTHER, first_step)), tuple)
+
+
+# --- servers that lie --------------------------------------------------------------------------------------
+
+
+async def test_a_manifest_of_another_run_is_refused(other: MemoryTransport, fetcher: Fetcher) -> None:
+    data = encode_manifest(manifest_of([key_of(0)], name="another"))
+    await liar(other, lambda stream: frames.send_frame(stream, FrameKind.MANIFEST, data))
+    assert await refused(fetcher.manifest(OTHER, run_id_of(MANIFEST))) is Code.WRONG_RUN
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "code"),
+    [
+        (FrameKind.MANIFEST, b"", Code.MALFORMED),
+        (FrameKind.MANIFEST, b"\x80", Code.MALFORMED),
+        (FrameKind.STATE, b"", Code.UNKNOWN_KIND),
+        (FrameKind.MANIFEST, bytes(limits.MANIFEST_BYTES_MAX + 1), Code.OVERSIZED),
+    ],
+)
+async def test_a_bad_manifest_is_refused(
+    other: MemoryTransport, fetcher: Fetcher, kind: int, payload: bytes, code: Code
+) -> None:
+    await liar(other, lambda stream: frames.send_frame(stream, kind, payload))
+    assert await refused(fetcher.manifest(OTHER, run_id_of(MANIFEST))) is code
+
+
+async def test_a_chain_without_end_is_cut(other: MemoryTransport, fetcher: Fetcher) -> None:
+    async def endless(stream: Stream) -> None:
+        while True:
+            await frames.send_frame(stream, FrameKind.CERTIFICATE, wire.pack(CERTIFICATES[0]))
+
+    await liar(other, endless)
+    assert await refused(fetcher.chain(OTHER, 0)) is Code.UNKNOWN_KIND
+
+
+async def test_a_chain_that_drips_has_one_deadline(
+    other: MemoryTransport, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every frame comes in time, the answer as a whole does not."""
+    drops = asyncio.Semaphore(1)
+
+    async def drip(stream: Stream) -> None:
+        while True:
+            await drops.acquire()
+            await frames.send_frame(stream, FrameKind.CERTIFICATE, wire.pack(CERTIFICATES[0]))
+
+    await liar(other, drip)
+    monkeypatch.setattr(fetch_module, "ANSWER_SECONDS", 0.2)
+    asking = asyncio.create_task(fetcher.chain(OTHER, 0))
+    await until(lambda: drops._value == 0)
+    drops.release()
+    with pytest.raises(StreamTimeout):
+        await soon(asking)
+
+
+@pytest.mark.parametrize("payload", [b"\xc1", b"", wire.pack([1, 2])])
+async def test_a_chain_of_garbage_is_refused(other: MemoryTransport, fetcher: Fetcher, payload: bytes) -> None:
+    await liar(other, lambda stream: frames.send_frame(stream, FrameKind.CERTIFICATE, payload))
+    assert await refused(fetcher.chain(OTHER, 0)) is Code.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        (NAME, bytes(NBYTES), Code.WRONG_DIGEST),
+        (NAME, DATA[:-4], Code.UNEXPECTED_BLOB),
+        (NAME, DATA + bytes(4), Code.UNEXPECTED_BLOB),
+        (blob_digest(b"x"), DATA, Code.UNEXPECTED_BLOB),
+        (NAME, b"", Code.UNKNOWN_KIND),
+    ],
+    ids=["wrong bytes", "too short", "too long", "another name", "nothing"],
+)
+async def test_other_bytes_than_asked_for_are_refused(
+    other: MemoryTransport, fetcher: Fetcher, blobs: BlobStore, name: Digest, data: bytes, code: Code
+) -> None:
+    await liar(other, lambda stream: frames.send_frame(stream, FrameKind.BLOB, name, data))
+    assert await refused(fetcher.blob(OTHER, NAME, blobs)) is code
+    assert not blobs.holds(NAME)
+    assert not blobs._receiving
+
+
+async def test_a_blob_counts_even_if_its_stream_does_not_end_in_order(
+    other: MemoryTransport, fetcher: Fetcher, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_end(stream: Stream) -> None:
+        await frames.send_frame(stream, FrameKind.BLOB, NAME, DATA)
+        await frames.receive_frame(stream, 0)
+
+    monkeypatch.setattr(fetch_module, "END_SECONDS", 0.01)
+    await liar(other, no_end)
+    assert await soon(fetcher.blob(OTHER, NAME, blobs))
+    assert blobs.holds(NAME)
+
+
+async def test_a_pull_is_not_kept_waiting_by_a_push_that_never_ends(
+    server: Server, fetcher: Fetcher, blobs: BlobStore
+) -> None:
+    """Digests are public: anybody could begin to push a part and stop in the middle."""
+    server.blobs.gradient(0, 1).view[:] = DATA
+    server.blobs.add_own_parts(0, (NAME,))
+    interrupted = []
+    with blobs.receiving(NAME, NBYTES, lambda: interrupted.append(True)) as place:
+        assert place is not None
+        place.view[:100] = bytes(100)
+        assert await soon(fetcher.blob(OTHER, NAME, blobs))
+    assert interrupted == [True]
+    with blobs.lend(NAME) as view:
+        assert view == DATA
+
+
+@pytest.mark.parametrize("state_bytes", [1, len(STATE) - 1, len(STATE) + 1, limits.BLOB_BYTES_MAX])
+async def test_a_state_of_another_size_is_refused(
+    other: MemoryTransport, fetcher: Fetcher, state_bytes: int
+) -> None:
+    head = wire.pack(StateHeader(10, state_bytes))
+    await liar(other, lambda stream: frames.send_frame(stream, FrameKind.STATE, head))
+    assert await refused(fetcher.state(OTHER, memoryview(bytearray(len(STATE))))) is Code.OVERSIZED
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "code"),
+    [
+        (FrameKind.CHUNK, bytes(101), Code.OVERSIZED),
+        (FrameKind.CHUNK, b"", Code.UNKNOWN_KIND),
+        (FrameKind.END, b"", Code.UNKNOWN_KIND),
+    ],
+)
+async def test_pieces_of_a_state_that_do_not_fit_are_refused(
+    other: MemoryTransport, fetcher: Fetcher, kind: FrameKind, payload: bytes, code: Code
+) -> None:
+    async def answer(stream: Stream) -> None:
+        await frames.send_frame(stream, FrameKind.STATE, wire.pack(StateHeader(10, 100)))
+        await frames.send_frame(stream, kind, payload)
+
+    await liar(other, answer)
+    assert await refused(fetcher.state(OTHER, memoryview(bytearray(100)))) is code
+
+
+async def test_a_state_that_drips_has_one_deadline(
+    other: MemoryTransport, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(stream: Stream) -> None:
+        await frames.send_frame(stream, FrameKind.STATE, wire.pack(StateHeader(10, 100)))
+        for _ in range(99):
+            await frames.send_frame(stream, FrameKind.CHUNK, b"x")
+        await frames.receive_frame(stream, 0)
+
+    await liar(other, answer)
+    monkeypatch.setattr(fetch_module, "transfer_seconds", lambda nbytes: 0.2)
+    with pytest.raises(StreamTimeout):
+        await soon(fetcher.state(OTHER, memoryview(bytearray(100))))
+
+
+async def test_a_peer_that_hangs_up_is_a_failure_of_the_world(
+    other: MemoryTransport, fetcher: Fetcher, blobs: BlobStore
+) -> None:
+    async def hang_up(stream: Stream) -> None:
+        stream.abort()
+
+    await liar(other, hang_up)
+    for question in (
+        fetcher.chain(OTHER, 0),
+        fetcher.manifest(OTHER, run_id_of(MANIFEST)),
+        fetcher.blob(OTHER, NAME, blobs),
+        fetcher.state(OTHER, memoryview(bytearray(10))),
+        fetcher.chain(key_of(5).peer_id, 0),
+    ):
+        with pytest.raises(WorldError):
+            await soon(question)

@@ -1,0 +1,153 @@
+"""States and updates on disk: pruned, whole or absent, and never believed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crowdsurf.peer.state_store import CHECKPOINTS_KEPT, StateStore
+from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.ids import Digest, blob_digest
+
+ELEMENTS = 10
+UPDATE = bytes(range(40))
+STATE = b"state" * 20
+
+
+def names(update: bytes) -> tuple[bytes, ...]:
+    """Digests of its three parts of 3, 3 and 4 elements."""
+    return tuple(blob_digest(piece) for piece in (update[:12], update[12:24], update[24:]))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    return StateStore(tmp_path, ELEMENTS)
+
+
+def test_a_state_comes_back_and_is_for_our_user_only(store: StateStore) -> None:
+    store.save_state(10, memoryview(STATE))
+    into = bytearray(len(STATE) + 7)
+    assert store.read_state(10, memoryview(into)) == len(STATE)
+    assert into[: len(STATE)] == STATE
+    assert stat.S_IMODE(store.state_path(10).stat().st_mode) == 0o600
+
+
+def test_old_states_go_and_so_do_updates_that_no_kept_state_needs(store: StateStore, tmp_path: Path) -> None:
+    for step in range(35):
+        update = step.to_bytes(40, "big")
+        store.save_update(step, names(update), memoryview(update))
+        if (step + 1) % 10 == 0:
+            store.save_state(step + 1, memoryview(STATE))
+    assert store.state_steps() == [20, 30]
+    assert len(store.state_steps()) == CHECKPOINTS_KEPT
+    assert files(tmp_path / "updates") == sorted(f"{step}.update" for step in range(20, 35))
+    assert len(store._located_steps) == 15
+    assert len(store._located) <= 45
+
+
+def test_before_the_first_state_every_update_is_kept(store: StateStore, tmp_path: Path) -> None:
+    for step in range(9):
+        store.save_update(step, names(UPDATE), memoryview(UPDATE))
+    assert len(files(tmp_path / "updates")) == 9
+
+
+def test_parts_are_found_by_digest_also_after_a_restart(store: StateStore, tmp_path: Path) -> None:
+    parts = (names(UPDATE)[0], b"", names(UPDATE)[2])
+    store.save_update(4, parts, memoryview(UPDATE))
+    again = StateStore(tmp_path, ELEMENTS)
+    assert again.has_part(Digest(parts[2])) is None
+    again.locate(4, parts)
+    again.locate(5, parts)  # not kept: nothing to find
+    for known in (store, again):
+        into = bytearray(16)
+        assert known.has_part(Digest(parts[2])) == 16
+        assert known.read_part(Digest(parts[2]), memoryview(into))
+        assert into == UPDATE[24:]
+        assert known.has_part(Digest(names(UPDATE)[1])) is None
+        assert not known.read_part(Digest(names(UPDATE)[1]), memoryview(into))
+
+
+def test_a_part_that_is_gone_or_cut_short_is_not_there(store: StateStore, tmp_path: Path) -> None:
+    store.save_update(4, names(UPDATE), memoryview(UPDATE))
+    path = tmp_path / "updates" / "4.update"
+    path.write_bytes(UPDATE[:30])
+    assert not store.read_part(Digest(names(UPDATE)[2]), memoryview(bytearray(16)))
+    path.unlink()
+    assert not store.read_part(Digest(names(UPDATE)[0]), memoryview(bytearray(12)))
+
+
+def test_a_digest_in_two_updates_survives_the_older_one(store: StateStore) -> None:
+    for step in (3, 12):
+        store.save_update(step, names(UPDATE), memoryview(UPDATE))
+    store.save_state(10, memoryview(STATE))
+    assert store.has_part(Digest(names(UPDATE)[0])) == 12
+    assert store.read_part(Digest(names(UPDATE)[0]), memoryview(bytearray(12)))
+
+
+def test_what_a_crash_left_half_written_is_swept_and_strange_names_are_ignored(tmp_path: Path) -> None:
+    StateStore(tmp_path, ELEMENTS).save_state(10, memoryview(STATE))
+    (tmp_path / "states" / "20.state.part").write_bytes(b"torn")
+    (tmp_path / "updates" / "7.update.part").write_bytes(b"torn")
+    for strange in ("x.state", "-1.state", "².state"):
+        (tmp_path / "states" / strange).write_bytes(b"?")
+    store = StateStore(tmp_path, ELEMENTS)
+    assert store.state_steps() == [10]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_state_of_another_size_or_none_is_an_error_in_words(store: StateStore) -> None:
+    store.save_state(10, memoryview(STATE))
+    with pytest.raises(WorldError, match="larger than a state of this run"):
+        store.read_state(10, memoryview(bytearray(5)))
+    store.drop_state(10)
+    store.drop_state(10)
+    assert store.state_steps() == []
+    with pytest.raises(WorldError, match="cannot read"):
+        store.read_state(10, memoryview(bytearray(5)))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "the disk is full.*nothing is lost"), (errno.EIO, "cannot write")]
+)
+def test_a_disk_that_fails_leaves_what_was_there(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    store.save_state(10, memoryview(STATE))
+
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(WorldError, match=words):
+        store.save_state(20, memoryview(b"other" * 20))
+    assert files(tmp_path) == ["10.state"]
+    assert store.read_state(10, memoryview(bytearray(len(STATE)))) == len(STATE)
+
+
+def test_a_write_that_takes_only_a_part_is_continued(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Grudging(FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(data[:7])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, mode, buffering: Grudging(path, "wb"))
+        store.save_state(10, memoryview(STATE))
+    assert (tmp_path / "states" / "10.state").read_bytes() == STATE
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "states").write_bytes(b"a file is in the way")
+    with pytest.raises(WorldError, match="cannot keep states"):
+        StateStore(tmp_path, ELEMENTS)
