@@ -26,10 +26,13 @@ def create(
     founder: Annotated[
         list[str] | None, typer.Option(help="Peer id of one more member of the first group (may be repeated).")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="End after so many certified steps, whatever the config says; 0 never.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a new run: check its config, write its manifest and keys, print the invite."""
-    created = asyncio.run(create_run(config, out, address or (), listen or (), founder or ()))
+    created = asyncio.run(create_run(config, out, address or (), listen or (), founder or (), steps))
     if json_output:
         answer(context, created.as_json())
     else:

@@ -69,6 +69,7 @@ class ControlSocket:
         task = asyncio.create_task(self._serve(reader, writer), name="control connection")
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # also if it was cancelled before its first line
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -81,8 +82,6 @@ class ControlSocket:
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError) as error:  # a line beyond LINE_BYTES_MAX is a ValueError
             log.debug("a local connection ended: %r", error)
-        finally:
-            writer.close()
 
 
 def _short_path(path: Path, folder_descriptor: int) -> str:

@@ -104,6 +104,8 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
+        if generation != self._generation:
+            return  # from the initial state of a new worker
         self._deaths = 0
         self._blobs.add_own_parts(effect.step, result.part_digests)
         await self._post(events.WorkDone(effect.step, result.part_digests, result.loss, result.samples))
@@ -156,6 +158,8 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
+        if generation != self._generation:
+            return  # the state is gone, or this was that of a new worker
         self._blobs.retire(effect.step)
         next_step = effect.step + 1
         await self._checkpoint_and_evaluate(next_step, digest)
@@ -192,6 +196,8 @@ class Duties:
             digest = await self._client.load_state(segment, self._info.state_bytes)
         except WorkerDied as error:
             await self.recover(generation, str(error))
+            return None
+        if generation != self._generation:
             return None
         await asyncio.to_thread(self._store.save_state, step, segment.view[: self._info.state_bytes])
         return digest

@@ -75,8 +75,9 @@ async def create_run(
     addresses: Sequence[str] = (),
     listen: Sequence[str] = (),
     founders: Sequence[str] = (),
+    steps: int | None = None,
 ) -> Created:
-    """Make a run from a config file or preset, in `out` (default: `swarm-NAME` here).
+    """Make a run from a config file or preset, in `out` (default: `swarm-NAME` here); `steps` replaces the config's.
 
     Raises MisuseError (all mistakes of a config at once) and WorldError; nothing is written then.
     """
@@ -84,11 +85,11 @@ async def create_run(
     others = _other_founders(founders)
     reach = plan_reach(addresses, listen)
     somebody = PeerKey.generate().peer_id
-    sketch = draft.build(somebody, (somebody, *others), Digest(b""))
+    sketch = draft.build(somebody, (somebody, *others), Digest(b""), steps=steps)
     folder = (out if out is not None else Path(f"swarm-{sketch.name}")).expanduser().absolute()
     _check_is_free(folder)
     info = await _try_out(sketch)
-    return _write(folder, draft, others, reach, info)
+    return _write(folder, draft, others, reach, info, sketch.steps)
 
 
 def plan_reach(addresses: Sequence[str], listen: Sequence[str]) -> Reach:
@@ -179,11 +180,13 @@ async def _try_out(sketch: Manifest) -> WorkerInfo:
         await client.close()
 
 
-def _write(folder: Path, draft: ConfigDraft, others: tuple[PeerId, ...], reach: Reach, info: WorkerInfo) -> Created:
+def _write(
+    folder: Path, draft: ConfigDraft, others: tuple[PeerId, ...], reach: Reach, info: WorkerInfo, steps: int
+) -> Created:
     organizer = PeerKey.load_or_create(folder / ORGANIZER_KEY_FILE)
     first = PeerKey.load_or_create(folder / KEY_FILE)
     founders = tuple(dict.fromkeys((first.peer_id, *others)))
-    manifest = draft.build(organizer.peer_id, founders, info.dataset_digest)
+    manifest = draft.build(organizer.peer_id, founders, info.dataset_digest, steps=steps)
     run_id, me = run_id_of(manifest), peer_text(first.peer_id)
     addresses = tuple(text if "/p2p/" in text else f"{text}/p2p/{me}" for text in reach.invite)
     invite = encode_invite(run_id, addresses, organizer.peer_id, organizer.sign)

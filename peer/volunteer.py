@@ -33,8 +33,8 @@ from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest
 
-LEAVE_SECONDS_MAX = 7.0
-"""How long the others may take to let this peer go. With what closing takes it stays under ten seconds."""
+LEAVE_SECONDS_MAX = 5.0
+"""How long the others may take to let this peer go. Closing everything may take as long again."""
 WATCH_SECONDS = 0.25
 
 STOPPED = "stopped on request"
@@ -99,7 +99,9 @@ class VolunteerDaemon(Daemon):
 
     def outcome_so_far(self, reason: str) -> Outcome | None:
         """How a run that was cut off ended; None if it had not begun."""
-        return None if self._node is None else dataclasses.replace(self._outcome(self._node), reason=reason)
+        if self._node is None:
+            return None
+        return dataclasses.replace(self._outcome(self._node), reason=self._driver.finished or reason)
 
 
 class Volunteer:

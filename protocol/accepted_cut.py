@@ -2,7 +2,7 @@
 
 The idea: once a cut is accepted everything else in the step is a question about it, so those questions live
 together, as reads only. All waits are laid out from the moment of acceptance and stay valid when a later
-proposer proposes the same cut, so a crash is waited for once. SPEC.md §4.
+proposer proposes the same cut, so a crash is waited for once. SPEC R-4.13 to R-4.16, R-4.32.
 """
 
 from __future__ import annotations

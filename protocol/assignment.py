@@ -1,7 +1,7 @@
 """Who does what in a step, drawn from the beacon of the step before.
 
 The idea: assignments are functions of certified facts only (beacon, roster, the cut's contributors), so every
-peer knows everyone's duties without a message. SPEC.md §4.1. Validators and targets will be drawn here too.
+peer knows everyone's duties without a message. SPEC R-4.2 to R-4.6. Validators and targets will be drawn here too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The idea is the oldest one there is: who votes for a header is locked on it and says so when it asks for the
 next view; a new proposer needs a quorum of such requests, so it meets at least one peer that knows any header
 that may already be certified, and must propose that one again. Every member also judges by the locks it has
-seen itself, which under synchrony covers a quorum that contains liars. SPEC.md §4.7.
+seen itself, which under synchrony covers a quorum that contains liars. SPEC R-4.25 to R-4.29.
 """
 
 from __future__ import annotations

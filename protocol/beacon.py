@@ -3,10 +3,10 @@
 The idea: every choice nobody may influence (who proposes, who aggregates what, which batch a peer computes,
 later who is audited) is drawn from the beacon through a label of its own, with an extendable hash, so all
 peers draw the same. The beacon itself is commit–reveal: nonces are committed with the work and opened after
-the aggregates are fixed. SPEC.md §4.6.
+the aggregates are fixed. SPEC R-4.17 to R-4.19.
 
 Rerunning after a withheld nonce comes with verification; until then a withheld nonce is left out and costs
-its owner a missed step, which is enough against crashes and not against liars (SPEC R-4.6, why).
+its owner a missed step, which is enough against crashes and not against liars (SPEC R-4.19).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from crowdsurf.protocol.transcript import Transcript
 
 
 def check_commit(facts: StepFacts, commit: Commit) -> None:
-    """R-4.2: same chain, same state, one part per member, named peers sorted. Raises Refusal."""
+    """R-4.8: same chain, same state, one part per member, named peers sorted. Raises Refusal."""
     if commit.previous != facts.head.previous:
         raise Refusal(Code.WRONG_CHAIN, "the commit builds on another header")
     if commit.state != facts.state:
@@ -30,13 +30,13 @@ def check_commit(facts: StepFacts, commit: Commit) -> None:
 
 
 def check_proposer(sender: PeerId, view: int, proposer: PeerId) -> None:
-    """R-4.3: only the view's proposer proposes. Raises Refusal."""
+    """R-4.9: only the view's proposer proposes. Raises Refusal."""
     if sender != proposer:
         raise Refusal(Code.WRONG_PROPOSER, f"view {view} is not this member's to propose in")
 
 
 def check_cut(facts: StepFacts, cut: Cut) -> None:
-    """R-4.3: the cut belongs here and has commits of a quorum of distinct members. Raises Refusal."""
+    """R-4.10: the cut belongs here and has commits of a quorum of distinct members. Raises Refusal."""
     indexes = [index for index, _ in cut.commits]
     if cut.previous != facts.head.previous:
         raise Refusal(Code.WRONG_CHAIN, "the cut builds on another header")
@@ -48,7 +48,7 @@ def check_cut(facts: StepFacts, cut: Cut) -> None:
 
 
 def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, aggregate: Aggregate) -> None:
-    """R-4.5: the part is the sender's to aggregate and includes only members of the cut. Raises Refusal.
+    """R-4.14: the part is the sender's to aggregate and includes only members of the cut. Raises Refusal.
 
     A cut that was not heard yet cannot be checked against; whoever uses the aggregate asks again by sender.
     """
@@ -67,7 +67,7 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
 
 
 def check_reveal(transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:
-    """R-4.6: the nonce is the one the sender committed to. Raises Refusal."""
+    """R-4.18: the nonce is the one the sender committed to. Raises Refusal."""
     commit = transcript.commit_of(sender)
     if commit is None:
         raise Refusal(Code.FUTURE, "a nonce without a commit")

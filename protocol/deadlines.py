@@ -2,7 +2,7 @@
 
 The idea: the median of recent arrivals plus a few median absolute deviations is not moved by a minority of
 stragglers (who would otherwise teach everyone patience), and bounds keep it sane at the start and under
-attack. SPEC.md §4.8.
+attack. SPEC R-4.30.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The idea: the proposer builds a header from what it holds, a voter examines it against what *it* holds, and
 both use the same functions, so they can only differ where their knowledge does. An examination answers with
-what is missing (to be asked for) or with a refusal. SPEC.md §4.5, §4.7.
+what is missing (to be asked for) or with a refusal. SPEC R-4.20 to R-4.24.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], head
     """Work the header leaves out although this voter holds it: (whose, what), empty when nothing was dropped.
 
     A voter that holds an aggregate or a nonce does not sign a header without it, so a proposer alone cannot
-    void somebody's work; it forwards what it holds instead (SPEC R-4.12).
+    void somebody's work; it forwards what it holds instead (SPEC R-4.24).
     """
     cut = transcript.cut(header.cut)
     if cut is None:

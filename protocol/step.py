@@ -433,7 +433,7 @@ class StepMachine:
         self._say(Kind.VOTE, view, b"", Vote(opened.digest))
 
     def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
-        """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.12)."""
+        """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.24)."""
         dropped = overlooked(self.facts, self.transcript, self._blobs, header)
         if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
             for peer, _ in dropped:
@@ -553,7 +553,7 @@ class StepMachine:
             self.ballot.request(self.me, view, opened.payload)
 
     def _resend(self, now: float) -> None:
-        """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.13)."""
+        """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.34)."""
         for opened in self.transcript.own(self.me):
             if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
                 self.effects.append(SendEnvelope(self._others(), opened.envelope))

@@ -156,3 +156,8 @@ def test_the_sketch_has_no_digest_and_the_run_does(call: Call, tmp_path: Path, m
     assert call("create", write_config(tmp_path))[0] == 0
     assert seen == [Digest(b"")]
     assert load_manifest(tmp_path / "swarm-small").task.dataset_digest
+
+
+def test_steps_on_the_command_line_win(call: Call, tmp_path: Path) -> None:
+    assert call("create", write_config(tmp_path, steps=5), "--steps", "0")[0] == 0
+    assert load_manifest(tmp_path / "swarm-small").steps == 0

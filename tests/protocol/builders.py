@@ -6,7 +6,7 @@ exactly one thing and sees exactly one refusal. Signatures are the keyed digests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import pytest
@@ -65,8 +65,8 @@ class CompleteStep:
         count: int = 4,
         contributors: Iterable[int] | None = None,
         head: Head | None = None,
-        joins: dict[int, tuple[bytes, ...]] | None = None,
-        leaves: dict[int, tuple[bytes, ...]] | None = None,
+        joins: Mapping[int, tuple[bytes, ...]] | None = None,
+        leaves: Mapping[int, tuple[bytes, ...]] | None = None,
         **changes: object,
     ) -> None:
         signers = [FakeSigner(number) for number in range(count)]
@@ -96,7 +96,9 @@ class CompleteStep:
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
 
-    def commit(self, index: int, joins: dict[int, tuple[bytes, ...]], leaves: dict[int, tuple[bytes, ...]]) -> Commit:
+    def commit(
+        self, index: int, joins: Mapping[int, tuple[bytes, ...]], leaves: Mapping[int, tuple[bytes, ...]]
+    ) -> Commit:
         parts = tuple(name("part", index, part) for part in range(len(self.peers)))
         return Commit(
             previous=self.head.previous,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -81,7 +82,7 @@ def test_bad_aggregates() -> None:
         (mine, STEP.subject(1), {"included": b""}),
         (mine, STEP.subject(1), {"included": b"\x1f"}),
     ):
-        refused(lambda s=sender, t=subject, c=changes: aggregate(s, t, **c), Code.BAD_AGGREGATE)
+        refused(partial(aggregate, sender, subject, **changes), Code.BAD_AGGREGATE)
 
 
 def test_an_aggregate_of_a_cut_not_heard_yet_waits() -> None:

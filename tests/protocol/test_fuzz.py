@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import events, wire
 from crowdsurf.protocol.envelope import Slot, seal
-from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import PAYLOAD_TYPES, Envelope, Kind, Payload
+from crowdsurf.protocol.node import Node
 from tests.protocol.builders import CompleteStep
 from tests.protocol.strategies import PAYLOADS
-from tests.protocol.swarm import ELEMENTS, FakePeer, FakeSigner, Node, Swarm, verify_mac
+from tests.protocol.swarm import ELEMENTS, FakePeer, FakeSigner, Swarm, verify_mac
 
 
 def garbled(envelope: Envelope, signer: FakeSigner, chance: random.Random) -> Envelope:

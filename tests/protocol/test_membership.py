@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from crowdsurf.protocol import limits
@@ -81,7 +83,7 @@ def test_an_old_request_brings_nobody_back(said_goodbye: bool) -> None:
     after = head_at(OPEN, 101, *PEERS[1:])
     pending.on_head(NOW.roster, after)
     for step in (95, 100):
-        refused(lambda step=step: pending.on_join(ALICE, step, after), Code.EXPIRED)
+        refused(partial(pending.on_join, ALICE, step, after), Code.EXPIRED)
     pending.on_join(ALICE, 101, after)
     assert pending.joins(after) == {ALICE}
 

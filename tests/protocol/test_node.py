@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Join, Kind
+from crowdsurf.protocol.messages import Envelope, Join, Kind, Vote
 from crowdsurf.protocol.node import Node, Recovered
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.builders import CompleteStep, refused
@@ -111,8 +112,6 @@ def test_a_power_cut_of_all_peers_anywhere_before_the_votes_loses_nothing(peers:
 
 def test_a_lone_founder_that_is_locked_but_has_not_voted_goes_on_after_a_restart() -> None:
     """The header it is locked on needs bytes that were only in memory: they are computed again."""
-    swarm = Swarm(1, steps=3)
-    swarm.start()
     count = 0
     while True:
         trial = Swarm(1, steps=3)
@@ -146,7 +145,8 @@ def test_restarted_voters_count_their_own_votes() -> None:
     first.restart()
     second.restart()
     assert first.node.machine is not None
-    assert first.node.machine.ballot.voters(header_voted_for(first)) == {first.node.machine.facts.peers.index(first.id)}
+    mine = first.node.machine.facts.peers.index(first.id)
+    assert first.node.machine.ballot.voters(header_voted_for(first)) == {mine}
     assert swarm.run_to_end()
     assert_agreed(swarm, 5)
 
@@ -154,34 +154,31 @@ def test_restarted_voters_count_their_own_votes() -> None:
 def header_voted_for(peer: FakePeer) -> bytes:
     assert peer.node.machine is not None
     own = peer.node.machine.transcript.own(peer.id)
-    return next(opened.payload.header for opened in own if opened.envelope.kind == Kind.VOTE)  # type: ignore[union-attr]
+    return next(opened.payload.header for opened in own if isinstance(opened.payload, Vote))
 
 
 def test_a_step_certified_by_messages_that_waited_is_applied_at_once() -> None:
-    """A peer whose state comes late finds all messages of the step waiting; nothing else may come to wake it."""
+    """A peer whose state comes late finds all messages of the step waiting, and nothing else need come to wake it:
+    all parts are void, so that there are none to wait for."""
     swarm = Swarm(4, steps=1)
-    late = swarm.list[0]
-    swarm.start(swarm.list[1:])
-    waiting: list[events.Event] = []
-    swarm.loses = lambda sender, receiver: False
+    late, waiting = swarm.list[0], dict[Envelope, events.EnvelopeReceived]()
     give = late.give
 
     def hold_back(event: events.Event) -> None:
         if isinstance(event, events.EnvelopeReceived):
-            waiting.append(event)
+            waiting[event.envelope] = event
 
     late.give = hold_back  # type: ignore[method-assign]
+    for peer in swarm.list:
+        forget_aggregates(peer, until_step=1)
+    swarm.start(swarm.list[1:])
     assert swarm.run(lambda: all(peer.finished for peer in swarm.list[1:]))
     late.give = give  # type: ignore[method-assign]
-    seen = set()
-    for event in waiting:
-        assert isinstance(event, events.EnvelopeReceived)
-        if event.envelope not in seen:
-            seen.add(event.envelope)
-            late.node.handle(event, swarm.now)
+    for event in waiting.values():
+        late.node.handle(event, swarm.now)
     wanted = late.node.handle(events.StateReady(0, name("state 0")), swarm.now)
     assert late.node.chain.head.step == 1
-    assert any(isinstance(effect, effects.FetchBlob | effects.ApplyUpdate) for effect in wanted)
+    assert effects.ApplyUpdate(0, (b"", b"", b"", b"")) in wanted
 
 
 def test_work_that_failed_is_tried_again_when_the_step_cannot_go_on_without_it() -> None:
@@ -319,6 +316,10 @@ def test_a_node_without_a_state_waits_for_one() -> None:
     assert (node.next_deadline() or 0.0) > 1.0
 
 
+def has_reached(peer: FakePeer, step: int) -> bool:
+    return peer.node.chain.head.step >= step or bool(peer.finished)
+
+
 def test_members_that_missed_steps_are_not_waited_for() -> None:
     """The step goes on as soon as everyone expected is there, so an absent member costs no deadline."""
     swarm = Swarm(4, steps=20, missed_steps_max=100)
@@ -326,9 +327,48 @@ def test_members_that_missed_steps_are_not_waited_for() -> None:
     began: dict[int, float] = {}
     while not all(peer.finished for peer in swarm.list[:3]):
         began.setdefault(swarm.list[0].node.chain.head.step, swarm.now)
-        target = swarm.list[0].node.chain.head.step + 1
-        done = lambda target=target: swarm.list[0].node.chain.head.step >= target  # noqa: E731
-        swarm.run(lambda: done() or all(peer.finished for peer in swarm.list[:3]))
+        swarm.run(partial(has_reached, swarm.list[0], swarm.list[0].node.chain.head.step + 1))
     lengths = [began[step + 1] - began[step] for step in range(3, 18)]
     assert max(lengths) < 0.5
     assert limits.ROSTER_PEERS_MAX >= len(swarm.list[0].node.chain.head.roster) == 4
+
+
+def test_a_member_that_dropped_out_while_it_was_cut_off_hears_of_it_and_comes_back() -> None:
+    """It still thinks that it is a member of a roster the others left behind long ago."""
+    swarm = Swarm(4, steps=30)
+    apart = swarm.list[3]
+    cut_off = [False]
+    swarm.loses = lambda sender, receiver: cut_off[0] and apart.id in (sender, receiver)
+    swarm.start()
+    swarm.run(in_step(swarm, 3))
+    cut_off[0] = True
+    assert swarm.run(lambda: apart.id not in swarm.list[0].node.chain.head.roster.indexes)
+    assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 15)
+    cut_off[0] = False
+    assert swarm.run_to_end()
+    assert_agreed(swarm, 30)
+    assert apart.id in swarm.list[0].stories[-1].contributors
+
+
+@pytest.mark.parametrize("seed", [26, 119, 132, *range(5)])
+def test_random_crashes_restarts_and_losses(seed: int) -> None:
+    """Five peers, one message in ten lost, six crashes with and without a loss of everything in memory."""
+    swarm = Swarm(5, seed=seed, steps=12)
+    chance = swarm.random
+    swarm.loses = lambda sender, receiver: chance.random() < 0.1
+    swarm.start()
+
+    def crash(victim: FakePeer, seconds: float) -> None:
+        if not victim.alive or victim.finished or sum(peer.alive for peer in swarm.list) < 2:
+            return
+        swarm.kill(victim, noticed=chance.random() < 0.5)
+        if chance.random() < 0.7:
+            keep_only_the_disk(victim)
+        swarm.at(swarm.now + seconds, victim.restart)
+
+    for _ in range(6):
+        victim, moment, seconds = chance.choice(swarm.list), chance.random() * 10, chance.random() * 4
+        swarm.at(moment, lambda victim=victim, seconds=seconds: crash(victim, seconds))  # type: ignore[misc]
+    swarm.run(lambda: swarm.now > 16)
+    assert swarm.run_to_end(3000)
+    assert_agreed(swarm, 12)

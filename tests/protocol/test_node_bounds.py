@@ -126,9 +126,7 @@ def test_a_flood_of_newcomers_changes_contacts_only_within_bounds() -> None:
     commit = swarm.run(lambda: any(isinstance(o.payload, Commit) for o in own_messages(node)))
     assert commit
     assert all(
-        len(o.payload.joins) <= limits.JOINS_PER_COMMIT_MAX
-        for o in own_messages(node)
-        if isinstance(o.payload, Commit)
+        len(o.payload.joins) <= limits.JOINS_PER_COMMIT_MAX for o in own_messages(node) if isinstance(o.payload, Commit)
     )
     finish(swarm)
 

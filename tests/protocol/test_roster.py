@@ -10,7 +10,7 @@ from crowdsurf.protocol.roster import Member, Roster, admitted, founding_roster,
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import FakeSigner
 
-NEWCOMERS = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 60)))
+NEWCOMERS: tuple[bytes, ...] = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 60)))
 STEP = CompleteStep(4)
 DUTIES = (0, 1, 2, 3)
 PATIENCE = 2
