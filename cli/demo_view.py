@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from crowdsurf.cli.output import size
 from crowdsurf.peer.demo import View
 
 
@@ -93,16 +94,6 @@ def invitation(view: View) -> Text:
     if view.transport == "memory":
         return Text("")
     return Text(f"join from another terminal: crowdsurf join {view.invite} --home /tmp/guest", style="dim")
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people."""
-    amount = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return ""
 
 
 def summary(answer: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import socket
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +36,8 @@ OVERHEAD_PERCENT_GOAL = 25.0
 CONTROL_PERCENT_GOAL = 2.0
 RESIDENT_BYTES_GOAL = 450 * 10**6
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = {"ours": 22, "plain": 3}
+"""Steps before anything is counted: two checkpoints for the daemon, from then on it only repeats itself."""
 _ANSWER_SECONDS_MAX = 600.0
 
 
@@ -81,22 +83,24 @@ class Side:
 # --- the run ---------------------------------------------------------------------------------------------------
 
 
-async def bench_step(plan: StepBench) -> dict[str, Any]:
-    """Run the benchmark; its figures as plain values. Raises MisuseError, WorldError."""
+async def bench_step(plan: StepBench, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Run the benchmark; its figures as plain values, and a line for `tell` now and then. Raises CrowdsurfError."""
     load_before = os.getloadavg()[0]
+    tell(f"starting {plan.peers} peers, each with two workers")
     with tempfile.TemporaryDirectory(prefix="crowdsurf-bench-") as folder:
         async with _swarm(plan, Path(folder)) as peers:
             facts = await _ask_all(peers, "ready", 0)
             await _ask_all(peers, "connect", 0)
             processes = _processes(peers, facts)
             ours, plain, work_seconds = Side(), Side(), []
-            for index in range(plan.repeats + 1):
-                steps = plan.steps if index else WARM_UP_STEPS
-                await _measure(peers, "ours", steps, ours, processes)
-                work_seconds += await _measure(peers, "plain", steps, plain, processes)
+            for side, command in ((Side(), "ours"), (Side(), "plain")):
+                await _measure(peers, command, WARM_UP_STEPS[command], side, processes)
+            for number in range(1, plan.repeats + 1):
+                await _measure(peers, "ours", plan.steps, ours, processes)
+                work_seconds += await _measure(peers, "plain", plan.steps, plain, processes)
+                medians = [statistics.median(side.blocks[-1]) for side in (ours, plain)]
+                tell(f"block {number} of {plan.repeats}: {medians[0]:.3f} s a step, baseline {medians[1]:.3f} s")
             resident = _resident(plan, peers, facts)
-    for side in (ours, plain):
-        del side.blocks[0], side.cpu_seconds[0], side.control_bytes[:1], side.part_bytes[:1]
     figures = _figures(ours, plain, statistics.median(work_seconds))
     machine = {"cores": os.cpu_count(), "load_average_before": round(load_before, 2)}
     settings = {name: getattr(plan, name) for name in ("peers", "elements", "steps", "repeats", "transport")}
@@ -111,8 +115,8 @@ async def _measure(peers: Sequence[Peer], command: str, steps: int, side: Side, 
     ends = [[end for end in step if end is not None] for step in zip(*(a["ends"] for a in answers), strict=True)]
     if not all(len(step) == len(peers) for step in ends):
         raise WorldError("a peer missed a step, so the machine is too busy to measure anything; try again later")
-    lasts = [max(step) for step in ends]
-    side.blocks.append([end - begin for begin, end in zip(lasts[1:-1], lasts[2:], strict=True)])
+    lasts = [max(step) for step in ends[1:]]  # without the first step, which began with a command and not with a step
+    side.blocks.append([end - begin for begin, end in itertools.pairwise(lasts)])
     side.cpu_seconds.append((after - before) / (steps + 1))
     side.control_bytes += [a["control_bytes"] for a in answers if "control_bytes" in a]
     side.part_bytes += [a["part_bytes"] for a in answers if "part_bytes" in a]
@@ -133,11 +137,10 @@ async def _ask_all(peers: Sequence[Peer], command: str, steps: int) -> list[dict
 def _figures(ours: Side, plain: Side, work_seconds: float) -> dict[str, Any]:
     """Both sides, their ratio block by block, and the goals' figures."""
     pairs = list(zip(ours.blocks, plain.blocks, strict=True))
-    ratios = [
-        (statistics.median(a) - work_seconds) / max(1e-9, statistics.median(b) - work_seconds) for a, b in pairs
-    ]
+    ratios = [(statistics.median(a) - work_seconds) / max(1e-9, statistics.median(b) - work_seconds) for a, b in pairs]
     means = [(statistics.fmean(a) - work_seconds) / max(1e-9, statistics.fmean(b) - work_seconds) for a, b in pairs]
-    ratio, mean_ratio = spread(ratios), spread(means)
+    cpu = [a / max(1e-9, b) for a, b in zip(ours.cpu_seconds, plain.cpu_seconds, strict=True)]
+    ratio = spread(ratios)
     control, part = statistics.fmean(ours.control_bytes), statistics.fmean(ours.part_bytes)
     return {
         "ours": _side(ours, work_seconds)
@@ -145,7 +148,8 @@ def _figures(ours: Side, plain: Side, work_seconds: float) -> dict[str, Any]:
         "baseline": _side(plain, work_seconds),
         "ratio": ratio["median"],
         "ratio_spread": ratio,
-        "ratio_of_means": mean_ratio,
+        "ratio_of_means": spread(means),
+        "cpu_ratio_with_work": spread(cpu),
         "overhead_percent": round(100 * (ratio["median"] - 1), 1),
         "control_percent": round(100 * control / part, 3),
         "work_unit_seconds": round(work_seconds, 4),

@@ -21,14 +21,14 @@ from crowdsurf.peer.clock import monotonic_seconds
 from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
 from crowdsurf.peer.config import NodeConfig
 from crowdsurf.peer.daemon import Daemon, Place
+from crowdsurf.peer.discovery import AddressBook
 from crowdsurf.peer.driver import Parts
 from crowdsurf.peer.invite import decode_invite
 from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.keys import verify
 from crowdsurf.peer.launch import p2pd_place
-from crowdsurf.peer.discovery import AddressBook
 from crowdsurf.protocol import effects
-from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.errors import CrowdsurfError, WorldError
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.node import Node
@@ -122,6 +122,8 @@ class BenchPeer:
                     await peer._plain.start()
                 yield peer
                 running.cancel()
+        except* CrowdsurfError as failed:
+            raise leaf(failed) from None
         finally:
             if peer._plain is not None:
                 peer._plain.close()
@@ -176,6 +178,12 @@ class BenchPeer:
         }
 
 
+def leaf(group: BaseExceptionGroup[CrowdsurfError]) -> CrowdsurfError:
+    """The first error of a group of groups."""
+    first = group.exceptions[0]
+    return leaf(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 def resident_bytes(process: int | str) -> int | None:
     """Resident memory of a process (its id, or `self`); None where /proc does not say."""
     try:
@@ -214,8 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         uvloop.run(serve_lines(arguments.home, arguments.invite, arguments.listen))
-    except* WorldError as failed:
-        sys.exit(f"a peer of the benchmark failed: {failed.exceptions[0]}")
+    except CrowdsurfError as error:
+        sys.exit(f"a peer of the benchmark failed: {error}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,16 @@ class _StepMemory:
     gradient: _Memory | None = None
     aggregate: _Memory | None = None
     inboxes: dict[int, _Memory] = field(default_factory=dict)
+    beside: list[_Memory] = field(default_factory=list)
+    """For what has no room in the above: see `_claim`."""
+    claims: dict[int, object] = field(default_factory=dict)
+    """By part, for which aggregate its place in the averaged gradient is."""
     held: set[Digest] = field(default_factory=set)
+
+    def all(self) -> list[_Memory]:
+        """Every segment of the step."""
+        found = (self.gradient, self.aggregate, *self.inboxes.values(), *self.beside)
+        return [memory for memory in found if memory is not None]
 
 
 class BlobStore:
@@ -94,9 +103,9 @@ class BlobStore:
 
     def expect_aggregate(self, effect: ExpectAggregate) -> None:
         """Make a place in the averaged gradient for an aggregated part."""
-        start, _ = part_ranges(self._elements, effect.parts)[effect.part]
-        memory = self._aggregate(self._step(effect.step, effect.parts))
-        self._expect(effect.step, effect.digest, Place(memory, start * ELEMENT_BYTES, effect.blob_bytes))
+        if effect.digest not in self._held and self._place(effect.digest, effect.blob_bytes) is None:
+            memory = self._step(effect.step, effect.parts)
+            self._expect(effect.step, effect.digest, self._claim(memory, effect.part, effect.digest))
 
     # --- bytes coming in ---------------------------------------------------------------------------------
 
@@ -197,44 +206,38 @@ class BlobStore:
         """Into how many parts the vector is cut in a step that has memory. Raises KeyError."""
         return self._steps[step].parts
 
-    def aggregate_place(self, step: int, part: int) -> tuple[Segment, int]:
-        """Where the aggregate of a part is written: the segment and the byte offset."""
-        memory = self._steps[step]
-        start, _ = part_ranges(self._elements, memory.parts)[part]
-        return self._aggregate(memory).segment, start * ELEMENT_BYTES
+    def aggregate_place(self, step: int, part: int) -> Place:
+        """Where our own aggregate of a part is to be written. Raises KeyError for a step without memory."""
+        return self._claim(self._steps[step], part, object())
 
-    def add_aggregate(self, step: int, part: int, digest: Digest) -> None:
-        """Our own aggregate of a part is written and has this digest."""
-        memory = self._steps.get(step)
-        if memory is None:
-            return
-        start, stop = part_ranges(self._elements, memory.parts)[part]
-        place = Place(self._aggregate(memory), start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
-        self._expected.pop(digest, None)
-        self._hold(step, digest, place)
+    def add_aggregate(self, step: int, digest: Digest, place: Place) -> None:
+        """Our own aggregate of a part is written to its place and has this digest."""
+        if step in self._steps:
+            self._expected.pop(digest, None)
+            self._hold(step, digest, place)
 
     def averaged_gradient(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, list[tuple[int, int]]]:
-        """The whole averaged gradient of a certified step and the element ranges of its void parts, zeroed."""
+        """The averaged gradient these parts make, and the element ranges of void ones, where it holds anything.
+
+        Raises KeyError if a part is not held.
+        """
         memory = self._step(step, len(parts))
-        target = self._aggregate(memory)
-        void = []
-        for digest, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
-            begin, end = start * ELEMENT_BYTES, stop * ELEMENT_BYTES
-            if not digest:
-                void.append((start, stop))
-                target.segment.view[begin:end] = bytes(end - begin)
-                continue
-            place = self._held[Digest(digest)]
-            if place.memory is not target or place.offset != begin:
-                target.segment.view[begin:end] = place.view
-        return target.segment, void
+        ranges = part_ranges(self._elements, len(parts))
+        places = [(self._held[Digest(name)], span[0] * ELEMENT_BYTES) for name, span in zip(parts, ranges) if name]
+        whole = self._aggregate(memory)
+        if any(place.memory is not whole or place.offset != begin for place, begin in places):
+            # What others claim there may be wanted yet, or just be coming in.
+            whole = self._take_beside(memory, self._elements * ELEMENT_BYTES)
+            for place, begin in places:
+                whole.segment.view[begin : begin + place.nbytes] = place.view
+        return whole.segment, [span for name, span in zip(parts, ranges, strict=True) if not name]
 
     @contextlib.contextmanager
     def using(self, segment: Segment) -> Iterator[None]:
         """Keep a step's segment from being reused while the worker computes with it."""
         for memory in self._steps.values():
-            for candidate in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
-                if candidate is not None and candidate.segment is segment:
+            for candidate in memory.all():
+                if candidate.segment is segment:
                     with self._used(candidate):
                         yield
                     return
@@ -248,17 +251,16 @@ class BlobStore:
             memory = self._steps.pop(step)
             for digest in memory.held:
                 place = self._held.get(digest)
-                if place is not None and place.memory in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
+                if place is not None and place.memory in memory.all():
                     del self._held[digest]
             self._expected = {
                 name: left
                 for name, places in self._expected.items()
                 if (left := [item for item in places if item[0] != step])
             }
-            for used in (memory.gradient, memory.aggregate, *memory.inboxes.values()):
-                if used is not None:
-                    used.retired = True
-                    self._give_back(used)
+            for used in memory.all():
+                used.retired = True
+                self._give_back(used)
 
     def close(self) -> None:
         """Forget everything. What a stream still uses goes with its end."""
@@ -281,6 +283,19 @@ class BlobStore:
         if memory.aggregate is None:
             memory.aggregate = self._take(self._elements * ELEMENT_BYTES)
         return memory.aggregate
+
+    def _claim(self, memory: _StepMemory, part: int, claim: object) -> Place:
+        """The place of an aggregate in the averaged gradient: of the first that claims it. Of one part there may be
+        more, when a later view proposes another cut; those lie beside it, so that none overwrites another."""
+        start, stop = part_ranges(self._elements, memory.parts)[part]
+        begin, nbytes = start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES
+        if memory.claims.setdefault(part, claim) == claim:
+            return Place(self._aggregate(memory), begin, nbytes)
+        return Place(self._take_beside(memory, nbytes), 0, nbytes)
+
+    def _take_beside(self, memory: _StepMemory, nbytes: int) -> _Memory:
+        memory.beside.append(self._take(nbytes))
+        return memory.beside[-1]
 
     def _take(self, nbytes: int) -> _Memory:
         return _Memory(self._pool.take(nbytes))

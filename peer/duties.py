@@ -20,7 +20,7 @@ from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.links import Post
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.assignment import part_ranges
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest
@@ -118,11 +118,11 @@ class Duties:
         rule = self._manifest.rule
         try:
             segment, rows = self._blobs.rows(effect.step, effect.part, effect.inputs)
-            output, offset = self._blobs.aggregate_place(effect.step, effect.part)
-            start, stop = part_ranges(self._info.vector_elements, self._blobs.parts(effect.step))[effect.part]
+            place = self._blobs.aggregate_place(effect.step, effect.part)
+            elements, output = place.nbytes // ELEMENT_BYTES, place.memory.segment
             with self._blobs.using(segment), self._blobs.using(output):
                 result = await self._client.aggregate(
-                    rule.name, rule.parameters, segment, rows, stop - start, output, offset
+                    rule.name, rule.parameters, segment, rows, elements, output, place.offset
                 )
         except KeyError:
             return  # the step was certified without this aggregate, and its memory is gone
@@ -132,7 +132,7 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
-        self._blobs.add_aggregate(effect.step, effect.part, result.digest)
+        self._blobs.add_aggregate(effect.step, result.digest, place)
         excluded = set(result.excluded_rows)
         included = tuple(member for row, (member, _) in enumerate(effect.inputs) if row not in excluded)
         done = events.PartAggregated(effect.step, effect.cut, effect.part, result.digest, included)
@@ -153,7 +153,7 @@ class Duties:
             with self._blobs.using(segment):
                 digest, _ = await asyncio.gather(
                     self._client.apply(segment, void, part_ranges(self._info.vector_elements, len(effect.parts))),
-                    asyncio.to_thread(self._store.save_update, effect.step, effect.parts, segment.view),
+                    self._save_update(effect.step, effect.parts, segment),
                 )
         except WorkerDied as error:
             await self.recover(generation, str(error))
@@ -165,6 +165,23 @@ class Duties:
         await self._checkpoint_and_evaluate(next_step, digest)
         if generation == self._generation:
             await self._post(events.StateReady(next_step, digest))
+
+    async def save_update(self, step: int, parts: tuple[bytes, ...]) -> None:
+        """Keep what a step would change, before this peer votes for it. Raises WorldError.
+
+        If a whole swarm crashed after a vote and nobody had kept the outcome, all would know that the step is
+        decided and nobody could ever apply it.
+        """
+        try:
+            segment, _ = self._blobs.averaged_gradient(step, parts)
+        except KeyError:
+            return  # said again after a restart: it is on disk, or with others
+        with self._blobs.using(segment):
+            await self._save_update(step, parts, segment)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether the state after a step is saved as a whole."""
+        return (step + 1) % CHECKPOINT_STEPS == 0
 
     # --- states ------------------------------------------------------------------------------------------
 
@@ -233,9 +250,13 @@ class Duties:
 
     # --- helpers -----------------------------------------------------------------------------------------
 
+    async def _save_update(self, step: int, parts: tuple[bytes, ...], segment: Segment) -> None:
+        if not self._store.has_update(step, parts):
+            await asyncio.to_thread(self._store.save_update, step, parts, segment.view)
+
     async def _checkpoint_and_evaluate(self, step: int, digest: Digest) -> None:
         try:
-            if step % CHECKPOINT_STEPS == 0:
+            if self.saves_after(step - 1):
                 await self._checkpoint(step, digest)
             if self._evaluate_steps and step % self._evaluate_steps == 0:
                 await self._evaluate(step)

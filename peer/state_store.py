@@ -83,18 +83,24 @@ class StateStore:
     # --- updates -----------------------------------------------------------------------------------------
 
     def save_update(self, step: int, parts: tuple[bytes, ...], data: memoryview) -> None:
-        """Keep the averaged gradient of a certified step. Raises WorldError."""
+        """Keep the averaged gradient of a step. Raises WorldError."""
         self._write(self._updates / f"{step}.update", data, durable=False)
         self.locate(step, parts)
 
     def locate(self, step: int, parts: tuple[bytes, ...]) -> None:
-        """Remember which bytes of a step's update have which digest, if the update is kept."""
+        """Remember which bytes of a step's update should have which digest, if there is one. What was kept before a
+        vote may be another outcome than the certified one: whoever reads a part checks it."""
         if not (self._updates / f"{step}.update").exists():
             return
+        self._forget(step)
         self._located_steps[step] = parts
         for digest, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
             if digest:
                 self._located[Digest(digest)] = (step, start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
+
+    def has_update(self, step: int, parts: tuple[bytes, ...]) -> bool:
+        """Whether the update of a step that is kept was saved as, or is taken for, these parts."""
+        return self._located_steps.get(step) == parts
 
     def has_part(self, digest: Digest) -> int | None:
         """Size in bytes of an aggregated part that is kept; None if it is not."""
@@ -119,9 +125,12 @@ class StateStore:
         for step in _steps_in(self._updates, ".update"):
             if steps and step < steps[0]:
                 (self._updates / f"{step}.update").unlink(missing_ok=True)
-                for digest in self._located_steps.pop(step, ()):
-                    if self._located.get(Digest(digest), (None,))[0] == step:
-                        del self._located[Digest(digest)]
+                self._forget(step)
+
+    def _forget(self, step: int) -> None:
+        for digest in self._located_steps.pop(step, ()):
+            if self._located.get(Digest(digest), (None,))[0] == step:
+                del self._located[Digest(digest)]
 
     def _write(self, path: Path, data: memoryview, durable: bool) -> None:
         temporary = path.with_suffix(path.suffix + ".part")

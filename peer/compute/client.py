@@ -30,7 +30,7 @@ from crowdsurf.protocol.manifest import Manifest, encode_manifest
 WORKER_MODULE = "crowdsurf.peer.compute.worker"
 START_SECONDS_MAX = 180.0
 """Importing torch from a cold disk, preparing a large text and building a large model."""
-CLOSE_SECONDS_MAX = 5.0
+CLOSE_SECONDS_MAX = 2.0
 """How long a closed worker may take to end before it is killed."""
 
 Range = tuple[int, int]

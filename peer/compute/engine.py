@@ -98,9 +98,7 @@ class Engine:
             raise WorkFailed("the gradient of this work unit is not finite: training has diverged")
         return total / section.micro_batches, section.micro_batches * section.micro_batch_samples
 
-    def apply(
-        self, gradient: torch.Tensor, void_ranges: Sequence[Range], part_ranges: Sequence[Range] = ()
-    ) -> Digest:
+    def apply(self, gradient: torch.Tensor, void_ranges: Sequence[Range], part_ranges: Sequence[Range] = ()) -> Digest:
         """One step of the outer optimizer on the aggregated gradient, float32 (elements,) on the CPU; the new
         state's digest. Void ranges stay as they are, whatever the gradient holds there; so does every one of
         `part_ranges` that is not finite: its bytes are certified, so all peers leave it out alike. Raises

@@ -240,7 +240,8 @@ def main() -> None:
     parser.add_argument("--socket-descriptor", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the daemon, which ends us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group they are for the daemon, which ends us
     set_numerics(arguments.threads)
     with socket.socket(fileno=arguments.socket_descriptor) as connection:
         serve(connection)

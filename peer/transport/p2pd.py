@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ _PORT_PROBE_SECONDS = 0.25
 _CONTROL_TIMEOUT_SECONDS = 10.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 _STOP_TIMEOUT_SECONDS = 5.0
+_OWN_GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+"""Starts p2pd in a process group of its own: a terminal's Ctrl-C goes to the whole group, and a peer that leaves in
+order needs its p2pd for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +231,10 @@ async def _start_p2pd(options: P2pdOptions, directory: Path) -> P2P:
 
     class PrivateP2P(P2P):
         _UNIX_SOCKET_PREFIX = f"/unix{directory}/"
+
+        @staticmethod
+        def _make_process_args(*args: object, **options: object) -> list[str]:
+            return [sys.executable, "-ISc", _OWN_GROUP, *P2P._make_process_args(*args, **options)]
 
     try:
         p2p = await PrivateP2P.create(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import events, wire
 from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import PAYLOAD_TYPES, Envelope, Kind, Payload
 from crowdsurf.protocol.node import Node
 from tests.protocol.builders import CompleteStep
@@ -80,7 +81,7 @@ STEP = CompleteStep(4)
 ME = next(FakeSigner(number) for number in range(4) if FakeSigner(number).peer_id == STEP.peers[0])
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_signed_payload_raises_anything(data: st.DataObject) -> None:
     """Random payloads of every kind from members, into a node that has heard a whole step already."""

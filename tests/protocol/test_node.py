@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from itertools import pairwise
 
 import pytest
 
-from crowdsurf.protocol import effects, events, limits
+from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Envelope, Join, Kind, Vote
+from crowdsurf.protocol.messages import Certificate, Envelope, Join, Kind, Vote
 from crowdsurf.protocol.node import Node, Recovered
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.builders import CompleteStep, refused
@@ -316,21 +316,23 @@ def test_a_node_without_a_state_waits_for_one() -> None:
     assert (node.next_deadline() or 0.0) > 1.0
 
 
-def has_reached(peer: FakePeer, step: int) -> bool:
-    return peer.node.chain.head.step >= step or bool(peer.finished)
-
-
 def test_members_that_missed_steps_are_not_waited_for() -> None:
     """The step goes on as soon as everyone expected is there, so an absent member costs no deadline."""
     swarm = Swarm(4, steps=20, missed_steps_max=100)
+    certified: list[float] = []
+    on_certified = swarm.on_certified
+
+    def record(peer: FakePeer, certificate: Certificate) -> None:
+        if peer is swarm.list[0]:
+            certified.append(swarm.now)
+        on_certified(peer, certificate)
+
+    swarm.on_certified = record  # type: ignore[method-assign]
     swarm.start(swarm.list[:3])
-    began: dict[int, float] = {}
-    while not all(peer.finished for peer in swarm.list[:3]):
-        began.setdefault(swarm.list[0].node.chain.head.step, swarm.now)
-        swarm.run(partial(has_reached, swarm.list[0], swarm.list[0].node.chain.head.step + 1))
-    lengths = [began[step + 1] - began[step] for step in range(3, 18)]
-    assert max(lengths) < 0.5
-    assert limits.ROSTER_PEERS_MAX >= len(swarm.list[0].node.chain.head.roster) == 4
+    assert swarm.run(lambda: all(peer.finished for peer in swarm.list[:3]))
+    assert len(certified) == 20
+    assert all(after - before < 0.5 for before, after in pairwise(certified[3:]))
+    assert len(swarm.list[0].node.chain.head.roster) == 4
 
 
 def test_a_member_that_dropped_out_while_it_was_cut_off_hears_of_it_and_comes_back() -> None:

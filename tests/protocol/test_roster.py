@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import bitmap_of
 from crowdsurf.protocol.roster import Member, Roster, admitted, founding_roster, next_roster, quorum_of
 from tests.protocol.builders import CompleteStep
@@ -87,7 +88,7 @@ def test_leaving_and_joining_take_effect_at_the_next_step() -> None:
     roster = follow(STEP.head.roster, left=(STEP.peers[1],), joined=(NEWCOMERS[0],))
     assert set(roster.peers) == {*STEP.peers, NEWCOMERS[0]} - {STEP.peers[1]}
     assert list(roster.peers) == sorted(roster.peers)
-    assert roster.members[roster.indexes[NEWCOMERS[0]]] == Member(NEWCOMERS[0], STEP.header.step + 1, 0)
+    assert roster.members[roster.peers.index(PeerId(NEWCOMERS[0]))] == Member(NEWCOMERS[0], STEP.header.step + 1, 0)
 
 
 def test_the_digest_of_a_roster_tells_rosters_apart() -> None:

@@ -291,37 +291,37 @@ def described(follower: Chain) -> dict[str, Any]:
 
 
 MAKERS: dict[str, Callable[[], Cases]] = {
-    "digest_contexts": contexts,
-    "peer_ids": peer_ids,
-    "encodings": encodings,
-    "refused_encodings": refused_encodings,
-    "signed_messages": signed,
-    "beacon": beacons,
-    "assignments": assignments,
-    "chain": chain,
+    "digest_contexts.json": contexts,
+    "peer_ids.json": peer_ids,
+    "encodings.json": encodings,
+    "refused_encodings.json": refused_encodings,
+    "signed_messages.json": signed,
+    "beacon.json": beacons,
+    "assignments.json": assignments,
+    "chain.json": chain,
 }
 
 
 def load(name: str) -> Cases:
-    cases: Cases = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    cases: Cases = json.loads((FOLDER / name).read_text(encoding="utf-8"))
     return cases
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_rules_still_say_what_the_file_says(name: str) -> None:
     made = json.loads(json.dumps(MAKERS[name]()))
-    path = FOLDER / f"{name}.json"
+    path = FOLDER / name
     if os.environ.get("CROWDSURF_WRITE_VECTORS") == "1":
         path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     assert load(name) == made
 
 
 def test_every_vector_file_is_consumed() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.json" for name in MAKERS} | {"README.md"}
+    assert {path.name for path in FOLDER.iterdir()} == {*MAKERS, "README.md"}
 
 
 def test_the_stored_chain_verifies_from_its_bytes_alone() -> None:
-    first, *steps = load("chain")
+    first, *steps = load("chain.json")
     follower = Chain(decode_manifest(bytes.fromhex(first["manifest"])))
     assert follower.run_id.hex() == first["run_id"]
     assert genesis(follower.manifest) == follower.head
@@ -333,7 +333,7 @@ def test_the_stored_chain_verifies_from_its_bytes_alone() -> None:
 
 
 def test_stored_messages_open_and_stop_opening_when_a_bit_changes() -> None:
-    for case in load("signed_messages"):
+    for case in load("signed_messages.json"):
         envelope = decode_envelope(bytes.fromhex(case["envelope"]))
         opened = open_envelope(envelope, bytes.fromhex(case["run_id"]), verify)
         assert isinstance(opened.payload, PAYLOAD_TYPES[Kind(case["slot"][2])])

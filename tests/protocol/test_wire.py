@@ -64,7 +64,7 @@ def test_maps_are_sorted_whatever_the_order_they_were_made_in(alpha: int, beta: 
 
 
 @pytest.mark.parametrize("kind", [Envelope, Certificate, Header, Commit, ViewChange, Want, Manifest, Sample, Mapped])
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.binary(max_size=400))
 def test_random_bytes_raise_nothing_but_a_refusal(kind: type, data: bytes) -> None:
     try:
@@ -88,7 +88,7 @@ plain_values = st.recursive(
 
 
 @pytest.mark.parametrize("kind", [Envelope, Certificate, Header, Manifest, Sample])
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(value=plain_values)
 def test_well_formed_msgpack_of_the_wrong_shape_is_refused(kind: type, value: Any) -> None:
     data = msgpack.packb(value, use_bin_type=True)
