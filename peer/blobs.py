@@ -202,10 +202,6 @@ class BlobStore:
             offsets.append(offset)
         return inbox.segment, offsets
 
-    def parts(self, step: int) -> int:
-        """Into how many parts the vector is cut in a step that has memory. Raises KeyError."""
-        return self._steps[step].parts
-
     def aggregate_place(self, step: int, part: int) -> Place:
         """Where our own aggregate of a part is to be written. Raises KeyError for a step without memory."""
         return self._claim(self._steps[step], part, object())
@@ -223,14 +219,15 @@ class BlobStore:
         """
         memory = self._step(step, len(parts))
         ranges = part_ranges(self._elements, len(parts))
-        places = [(self._held[Digest(name)], span[0] * ELEMENT_BYTES) for name, span in zip(parts, ranges) if name]
+        spans = list(zip(parts, ranges, strict=True))
+        places = [(self._held[Digest(name)], start * ELEMENT_BYTES) for name, (start, _) in spans if name]
         whole = self._aggregate(memory)
         if any(place.memory is not whole or place.offset != begin for place, begin in places):
             # What others claim there may be wanted yet, or just be coming in.
             whole = self._take_beside(memory, self._elements * ELEMENT_BYTES)
             for place, begin in places:
                 whole.segment.view[begin : begin + place.nbytes] = place.view
-        return whole.segment, [span for name, span in zip(parts, ranges, strict=True) if not name]
+        return whole.segment, [span for name, span in spans if not name]
 
     @contextlib.contextmanager
     def using(self, segment: Segment) -> Iterator[None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,7 +28,7 @@ from crowdsurf.protocol import effects, events, wire
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest, short
-from crowdsurf.protocol.messages import Certificate, Want
+from crowdsurf.protocol.messages import Kind, Want
 from crowdsurf.protocol.node import Node
 
 QUEUED_EVENTS_MAX = 4096
@@ -37,8 +36,6 @@ QUEUED_EVENTS_MAX = 4096
 EVENTS_PER_BATCH = 256
 """Events handled before their effects are carried out together: one wait for the disk for all of them."""
 FETCHES_AT_ONCE_MAX = 16
-UNAPPLIED_CERTIFICATES_MAX = 64
-"""Certificates held back from the journal until their update is on disk; beyond this others have it long since."""
 JOURNAL_BYTES_PER_SYNC = 1024 * 1024
 """Appended records that are made durable although nothing was signed: the journal takes only so many at once."""
 
@@ -82,9 +79,9 @@ class Driver:
         self._queue = queue
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
-        self._unapplied: deque[Certificate] = deque()
-        self._state_step = 0
         self.finished = ""
+        self.late_voters: set[PeerId] = set()
+        """Peers whose vote came after the end of the run: they know how it ended."""
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
 
     def bind(self, parts: Parts) -> None:
@@ -111,8 +108,6 @@ class Driver:
             now = self._clock.monotonic_seconds()
             wanted: list[Effect] = []
             for event in batch:
-                if isinstance(event, events.StateReady):
-                    self._state_step = max(self._state_step, event.step)
                 wanted += node.handle(event, now)
             await self.persist(wanted)
             for effect in wanted:
@@ -125,6 +120,8 @@ class Driver:
                 while True:
                     batch = await self._next_events(None)
                     for event in batch:
+                        if isinstance(event, events.EnvelopeReceived) and event.envelope.kind == Kind.VOTE:
+                            self.late_voters.add(event.source)
                         for effect in self._parts.node.handle(event, self._clock.monotonic_seconds()):
                             if isinstance(effect, effects.SendCertificates):
                                 self._send_certificates(self._parts, effect)
@@ -146,43 +143,32 @@ class Driver:
         return batch
 
     async def persist(self, wanted: list[Effect]) -> None:
-        """SPEC R-2.6: what is signed is durable before it is sent. Raises WorldError.
-
-        A certificate waits until the step's update is on disk. If the whole swarm crashed in between, everybody
-        would know that the step was decided and nobody would still have its outcome; so they decide it again.
-        """
-        journal, must_be_durable, appended_bytes = self._parts.journal, False, 0
-        records: list[tuple[RecordType, bytes]] = []
+        """SPEC R-2.6: what is signed is durable before it is sent, and what is voted for is kept. Raises WorldError."""
+        parts, must_be_durable, waiting_bytes = self._parts, False, 0
         for effect in wanted:
+            record: tuple[RecordType, bytes] | None = None
             if isinstance(effect, effects.PersistSigned):
-                records.append((RecordType.SIGNED, wire.pack(effect.envelope)))
-                must_be_durable = True
+                record = RecordType.SIGNED, wire.pack(effect.envelope)
             elif isinstance(effect, effects.PersistLock):
-                records.append((RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))))
-                must_be_durable = True
+                await parts.duties.save_update(effect.header.step, effect.header.parts)
+                record = RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))
             elif isinstance(effect, effects.PersistCertificate):
-                self._unapplied.append(effect.certificate)
-        records += [(RecordType.CERTIFICATE, wire.pack(certificate)) for certificate in self._applied()]
-        for record_type, data in records:
-            journal.append(record_type, data)
-            appended_bytes += len(data)
-            if appended_bytes >= JOURNAL_BYTES_PER_SYNC:
-                await asyncio.to_thread(journal.sync)
-                appended_bytes = 0
+                header = effect.certificate.header
+                if not parts.store.has_update(header.step, header.parts):
+                    parts.store.locate(header.step, header.parts)
+                record = RecordType.CERTIFICATE, wire.pack(effect.certificate)
+            elif isinstance(effect, effects.ApplyUpdate):
+                # A state on disk must not be newer than the journal.
+                must_be_durable |= parts.duties.saves_after(effect.step)
+            if record is not None:
+                parts.journal.append(*record)
+                waiting_bytes += len(record[1])
+                must_be_durable |= record[0] is not RecordType.CERTIFICATE
+            if waiting_bytes >= JOURNAL_BYTES_PER_SYNC:
+                await asyncio.to_thread(parts.journal.sync)
+                waiting_bytes = 0
         if must_be_durable:
-            await asyncio.to_thread(journal.sync)
-
-    def _applied(self) -> list[Certificate]:
-        """Certificates that need not be held back any longer."""
-        found = []
-        while self._unapplied:
-            if (
-                self._unapplied[0].header.step >= self._state_step
-                and len(self._unapplied) <= UNAPPLIED_CERTIFICATES_MAX
-            ):
-                break
-            found.append(self._unapplied.popleft())
-        return found
+            await asyncio.to_thread(parts.journal.sync)
 
     async def _carry_out(self, effect: Effect) -> None:
         parts = self._parts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
-from crowdsurf.peer.bulk import receive_blob, transfer_seconds
+from crowdsurf.peer.bulk import check_digest, receive_blob, transfer_seconds
 from crowdsurf.peer.links import Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
@@ -117,7 +117,8 @@ class FetchServer:
                 return
         nbytes = self._store.has_part(digest)
         buffer = memoryview(bytearray(nbytes or 0))
-        if nbytes is None or not await asyncio.to_thread(self._store.read_part, digest, buffer):
+        read = nbytes is not None and await asyncio.to_thread(self._store.read_part, digest, buffer)
+        if not read or not await check_digest(buffer, digest):
             await self._send(stream, FrameKind.NOT_HERE, b"")
             return
         await self._send_bytes(stream, FrameKind.BLOB, digest, buffer)

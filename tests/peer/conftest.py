@@ -74,4 +74,5 @@ def fake_compute(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompute]:
         return made[-1]
 
     monkeypatch.setattr(daemon_module, "ComputeClient", make)
+    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.5)
     return made

@@ -112,7 +112,7 @@ class FakeCompute:
         self._cancelled = asyncio.Event()
 
     async def _nothing(self, command: str) -> None:
-        await asyncio.sleep(0)
+        """The usual."""
 
     async def start(self, manifest: Manifest, device: str = "auto") -> WorkerInfo:
         self.alive = True
@@ -202,6 +202,7 @@ class FakeCompute:
             return {"test_loss": float(abs(self._state).mean()), "test_accuracy": 0.5}
 
     async def _turn(self, command: str) -> None:
+        await asyncio.sleep(0)
         await self.before(command)
         if not self.alive:
             raise WorkerDied("the worker was killed by signal 9")

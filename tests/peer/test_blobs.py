@@ -117,7 +117,7 @@ def test_a_digest_claimed_for_a_part_of_another_size_keeps_nobody_from_the_true_
     assert fill(store, true, b"t" * 12)
     assert not store.is_expected(true)
     segment, void = store.averaged_gradient(0, (true, b"", b""))
-    assert bytes(segment.view) == b"t" * 12 + bytes(28)
+    assert bytes(segment.view[:12]) == b"t" * 12
     assert void == [(3, 6), (6, 10)]
 
 
@@ -132,15 +132,16 @@ def test_our_own_gradient_is_copied_into_its_row_and_lent(store: BlobStore) -> N
 
 
 def test_an_averaged_gradient_is_put_together_from_where_its_parts_are(store: BlobStore) -> None:
-    segment, offset = store.aggregate_place(0, 1) if store.gradient(0, 2) else (None, 0)
-    assert segment is not None
-    segment.view[offset : offset + 20] = b"m" * 20
-    store.add_aggregate(0, 1, name("mine"))
+    store.gradient(0, 2)
+    place = store.aggregate_place(0, 1)
+    place.view[:] = b"m" * 20
+    store.add_aggregate(0, name("mine"), place)
     store.expect_aggregate(ExpectAggregate(0, 0, 2, name("theirs"), 20))
     fill(store, name("theirs"), b"t" * 20)
     whole, void = store.averaged_gradient(0, (name("theirs"), name("mine")))
     assert bytes(whole.view) == b"t" * 20 + b"m" * 20
     assert void == []
+    assert whole is place.memory.segment  # nothing was copied
     with pytest.raises(KeyError):
         store.averaged_gradient(0, (name("unknown"), name("mine")))
 
@@ -151,6 +152,25 @@ def test_two_parts_with_the_same_aggregate_both_get_it(store: BlobStore) -> None
     fill(store, name("zeros"), b"z" * 20)
     whole, _ = store.averaged_gradient(0, (name("zeros"), name("zeros")))
     assert bytes(whole.view) == b"z" * 40
+
+
+def test_two_aggregates_of_one_part_do_not_overwrite_each_other(store: BlobStore) -> None:
+    """A later view may propose another cut, and what both lead to may be wanted until one is certified."""
+    first, second, half = name("first"), name("second"), name("half received")
+    for digest in (first, second, half, second):
+        store.expect_aggregate(ExpectAggregate(0, 0, 2, digest, 20))
+    own = [store.aggregate_place(0, 1), store.aggregate_place(0, 1)]
+    for number, place in enumerate(own):
+        place.view[:] = bytes([number]) * 20
+        store.add_aggregate(0, name(f"own {number}"), place)
+    fill(store, first, b"1" * 20)
+    fill(store, second, b"2" * 20)
+    for theirs, mine in ((first, 0), (second, 1), (first, 1)):
+        whole, _ = store.averaged_gradient(0, (theirs, name(f"own {mine}")))
+        assert bytes(whole.view) == (b"1" if theirs == first else b"2") * 20 + bytes([mine]) * 20
+    with store.lend(first) as one, store.lend(second) as two:
+        assert (one, two) == (b"1" * 20, b"2" * 20)
+    assert len(store._steps[0].beside) <= 6
 
 
 def test_retired_steps_are_forgotten_and_their_memory_is_used_again(store: BlobStore, pool: SegmentPool) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from crowdsurf.peer import driver as driver_module
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.clock import SystemClock
 from crowdsurf.peer.compute.segments import SegmentPool
-from crowdsurf.peer.driver import EVENTS_PER_BATCH, FETCHES_AT_ONCE_MAX, UNAPPLIED_CERTIFICATES_MAX, Driver, Parts
+from crowdsurf.peer.driver import EVENTS_PER_BATCH, FETCHES_AT_ONCE_MAX, Driver, Parts
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.recovery import RecordType, recover
@@ -94,7 +95,14 @@ class Setup:
         self.blobs = BlobStore(ELEMENTS, pool)
         self.store = StateStore(folder, ELEMENTS)
         self.fetcher = SimpleNamespace(blob=None, chain=None, state=None)
-        self.duties = SimpleNamespace(work=None, cancel=lambda: self.story.append("cancel"), load_fetched=None)
+        self.duties = SimpleNamespace(
+            work=None,
+            cancel=lambda: self.story.append("cancel"),
+            apply=self.noting("apply"),
+            load_fetched=None,
+            save_update=self.noting("keep update"),
+            saves_after=lambda step: step == 9,
+        )
         links = SimpleNamespace(
             send=lambda peer, kind, data: self.story.append(f"send {kind.name}"), keep=self.noting("links.keep")
         )
@@ -157,7 +165,7 @@ async def test_nothing_is_sent_before_what_was_signed_is_on_disk(setup: Setup, r
     assert setup.story[-1] == "sync"
     setup.journal.gate.set()
     await until(lambda: "push" in setup.story)
-    assert setup.story[1:] == ["sync", "synced", "send ENVELOPE", "push"]
+    assert setup.story[-4:] == ["sync", "synced", "send ENVELOPE", "push"]
 
 
 async def test_a_full_disk_ends_the_driver_and_nothing_is_sent(setup: Setup) -> None:
@@ -178,24 +186,45 @@ async def test_everything_that_waits_is_made_durable_with_one_wait(setup: Setup)
     assert setup.story.index("synced") == EVENTS_PER_BATCH + 1
 
 
-async def test_a_certificate_waits_for_its_update(setup: Setup) -> None:
-    """Else a whole swarm that crashes at the wrong moment knows that a step was decided and has lost its outcome."""
-    setup.on_leave(effects.PersistCertificate(certificate(4)), effects.PersistSigned(vote(5)))
+async def test_what_is_voted_for_is_kept_before_the_vote_is_written_down(setup: Setup) -> None:
+    """Else a whole swarm that crashes now would know that the step is decided and have lost its outcome."""
+    setup.on_leave(effects.PersistLock(header(5), 0), effects.PersistSigned(vote(5)))
     setup.run()
     await until(lambda: "synced" in setup.story)
-    assert setup.story == ["append SIGNED", "sync", "synced"]
-    await setup.queue.put(events.StateReady(4, Digest(bytes(32))))
-    await setup.heard(events.StateReady)
-    assert "append CERTIFICATE" not in setup.story
-    await setup.queue.put(events.StateReady(5, Digest(bytes(32))))
-    await until(lambda: "append CERTIFICATE" in setup.story)
+    assert setup.story == ["keep update", "append LOCK", "append SIGNED", "sync", "synced"]
 
 
-async def test_certificates_do_not_wait_for_ever(setup: Setup) -> None:
-    many = [effects.PersistCertificate(certificate(step)) for step in range(UNAPPLIED_CERTIFICATES_MAX + 5)]
-    setup.on_leave(*many)
-    setup.run()
-    await until(lambda: setup.story.count("append CERTIFICATE") == 5)
+async def test_what_cannot_be_kept_is_not_voted_for(setup: Setup) -> None:
+    async def full(*_: Any) -> None:
+        raise WorldError("the disk is full")
+
+    setup.duties.save_update = full
+    setup.on_leave(effects.PersistLock(header(5), 0), effects.PersistSigned(vote(5)))
+    with pytest.raises(WorldError, match="the disk is full"):
+        await soon(setup.run())
+    assert setup.story == []
+
+
+async def test_a_certificate_waits_for_no_disk_but_before_a_state_is_saved(setup: Setup) -> None:
+    for step in (8, 9):
+        parts = (bytes(32),)
+        setup.on_leave(effects.PersistCertificate(certificate(step)), effects.ApplyUpdate(step, parts))
+        setup.queue.put_nowait(events.LeaveAsked())
+        if setup.task is None:
+            setup.task = asyncio.create_task(setup.driver.run())
+        await until(lambda: "apply" in setup.story)
+        expected = ["append CERTIFICATE"] + ["sync", "synced"] * (step == 9) + ["apply"]
+        assert setup.story == expected
+        setup.story.clear()
+
+
+async def test_a_certified_update_that_is_on_disk_is_found_again(setup: Setup) -> None:
+    setup.store.save_update(4, (NAME,), memoryview(DATA))
+    again = StateStore(setup.store.state_path(0).parent.parent, ELEMENTS)
+    setup.driver._parts.store = again
+    found = Certificate(msgspec.structs.replace(header(4), parts=(NAME,)), ((0, 0, bytes(64)),))
+    await setup.driver.persist([effects.PersistCertificate(found)])
+    assert again.has_part(NAME) == STATE_BYTES
 
 
 async def test_a_long_chain_is_written_in_bounded_pieces(
@@ -207,10 +236,8 @@ async def test_a_long_chain_is_written_in_bounded_pieces(
     await setup.driver.persist([effects.PersistCertificate(certificate(step)) for step in range(200)])
     found = list(recover(read_journal(tmp_path)).certificates)
     journal.close()
-    assert 100 < len(found) <= 200 - UNAPPLIED_CERTIFICATES_MAX
-    assert [one.header.step for one in recover(read_journal(tmp_path)).certificates] == list(
-        range(200 - UNAPPLIED_CERTIFICATES_MAX)
-    )
+    assert 150 < len(found) <= 200
+    assert [one.header.step for one in recover(read_journal(tmp_path)).certificates] == list(range(200))
 
 
 # --- the loop ----------------------------------------------------------------------------------------------

@@ -173,6 +173,17 @@ async def test_an_update_is_applied_kept_and_told(setup: Setup) -> None:
     assert setup.store.state_steps() == []
 
 
+async def test_what_a_vote_is_for_is_kept_once(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = await setup.work()
+    await setup.duties.save_update(0, names)
+    assert all(setup.store.has_part(name) for name in names)
+    monkeypatch.setattr(setup.store, "save_update", None)
+    await setup.duties.save_update(0, names)
+    await setup.duties.apply(effects.ApplyUpdate(0, names))
+    assert isinstance(await setup.inbox.event(), events.StateReady)
+    await setup.duties.save_update(7, (CUT,))  # not held: nothing to keep
+
+
 async def test_a_void_part_changes_nothing(setup: Setup) -> None:
     before = await setup.duties.load_newest()
     await setup.duties.apply(effects.ApplyUpdate(0, (b"",) * PARTS))

@@ -148,6 +148,12 @@ async def test_a_blob_from_memory_from_disk_and_from_nowhere(
         assert view == DATA
 
 
+async def test_a_rotten_blob_on_disk_is_not_served(server: Server, fetcher: Fetcher, blobs: BlobStore) -> None:
+    server.store.save_update(0, (NAME,), memoryview(bytes(NBYTES)))
+    assert server.store.has_part(NAME) == NBYTES
+    assert not await fetcher.blob(OTHER, NAME, blobs)
+
+
 async def test_a_state_in_chunks_or_none(server: Server, fetcher: Fetcher) -> None:
     into = bytearray(len(STATE))
     assert await fetcher.state(OTHER, memoryview(into)) is None

@@ -94,6 +94,18 @@ def test_a_digest_in_two_updates_survives_the_older_one(store: StateStore) -> No
     assert store.read_part(Digest(names(UPDATE)[0]), memoryview(bytearray(12)))
 
 
+def test_another_outcome_of_a_step_replaces_the_first(store: StateStore) -> None:
+    """A peer keeps what it votes for, and may vote again in a later view."""
+    other = bytes(40)
+    store.save_update(3, names(UPDATE), memoryview(UPDATE))
+    assert store.has_update(3, names(UPDATE))
+    store.save_update(3, names(other), memoryview(other))
+    assert not store.has_update(3, names(UPDATE))
+    assert store.has_update(3, names(other))
+    assert store.has_part(Digest(names(UPDATE)[0])) is None
+    assert store.has_part(Digest(names(other)[0])) == 12
+
+
 def test_what_a_crash_left_half_written_is_swept_and_strange_names_are_ignored(tmp_path: Path) -> None:
     StateStore(tmp_path, ELEMENTS).save_state(10, memoryview(STATE))
     (tmp_path / "states" / "20.state.part").write_bytes(b"torn")

@@ -180,6 +180,9 @@ def test_a_straggler_is_helped_once_per_step_and_strangers_never() -> None:
     strange = events.EnvelopeReceived(STRANGERS[0].peer_id, vote(node, STRANGERS[0], 0))
     assert codes(node.handle(strange, swarm.now)) == [Code.STALE]
     assert len(node._helped) == 1
+    swarm.run(lambda: node.chain.head.step == 3)
+    again = node.handle(late[0], swarm.now)
+    assert any(isinstance(effect, effects.SendCertificates) for effect in again)
     finish(swarm)
 
 

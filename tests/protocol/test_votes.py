@@ -1,0 +1,196 @@
+"""When a member votes and when it does not: one step machine, driven by hand to the moment of signing.
+
+The member under test is not in the cut, so that nothing but its judgement is in play.
+"""
+
+from __future__ import annotations
+
+from crowdsurf.protocol import assignment, effects
+from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.messages import Header, Kind, ViewChange, Vote, header_digest
+from crowdsurf.protocol.step import StepMachine, timing_of
+from crowdsurf.protocol.step_table import Phase
+from tests.protocol.builders import CompleteStep
+from tests.protocol.swarm import ELEMENTS, name
+from tests.protocol.test_outcome import consistent
+
+ORDER = assignment.proposers(CompleteStep(4).head.beacon, CompleteStep(4).head.roster)
+FIRST, SECOND, THIRD, ME = ORDER
+STEP = CompleteStep(4, contributors=[FIRST, SECOND, THIRD])
+
+
+REVEAL_OF_SECOND = next(o for o in STEP.transcript.own(STEP.peers[SECOND]) if o.envelope.kind == Kind.REVEAL)
+
+
+class Voter:
+    """A step machine that has heard everything of the step but what is left out, and stands before an outcome."""
+
+    def __init__(self, without: tuple[Opened, ...] = (), lost_blobs: tuple[int, ...] = ()) -> None:
+        self.machine = StepMachine(
+            STEP.facts, STEP.signers[ME], STEP.run_id, ELEMENTS, timing_of(STEP.manifest), now=0.0
+        )
+        self.machine.start([], None, 0.0)
+        for part in set(range(4)) - set(lost_blobs):
+            self.machine.on_blob(name("aggregate", part), 0.0)
+        for index in (FIRST, SECOND, THIRD):
+            for opened in STEP.transcript.own(STEP.peers[index]):
+                if opened.envelope.kind != Kind.PROPOSAL and opened not in without:
+                    self.machine.on_message(opened, 0.0)
+        self.machine.on_message(STEP.say(FIRST, Kind.PROPOSAL, STEP.cut), 0.0)
+        self.drain()
+
+    def phase(self) -> Phase:
+        return self.machine.phase
+
+    def drain(self) -> list[effects.Effect]:
+        done, self.machine.effects = self.machine.effects, []
+        return done
+
+    def hear(self, opened: Opened, now: float = 0.0) -> list[effects.Effect]:
+        self.machine.on_message(opened, now)
+        return self.drain()
+
+    def propose(self, header: Header, view: int = 0, now: float = 0.0) -> list[effects.Effect]:
+        """The view's proposer proposes this outcome."""
+        return self.hear(STEP.say(ORDER[view], Kind.OUTCOME, header, view), now)
+
+    def ask_for_view(self, view: int, lock: Header | None = None) -> list[effects.Effect]:
+        """Two others give up on the view before."""
+        wanted = self.hear(STEP.say(SECOND, Kind.VIEW_CHANGE, ViewChange(lock, 0), view))
+        return wanted + self.hear(STEP.say(THIRD, Kind.VIEW_CHANGE, ViewChange(None, 0), view))
+
+
+def votes(wanted: list[effects.Effect]) -> list[tuple[int, bytes]]:
+    """(view, header) of every vote that is signed."""
+    signed = [effect.envelope for effect in wanted if isinstance(effect, effects.PersistSigned)]
+    return [(envelope.view, envelope.payload[3:]) for envelope in signed if envelope.kind == Kind.VOTE]
+
+
+def codes(wanted: list[effects.Effect]) -> list[Code]:
+    return [effect.code for effect in wanted if isinstance(effect, effects.Refused)]
+
+
+def without_nonce(index: int) -> Header:
+    nonces = tuple(b"" if i == index else nonce for i, nonce in enumerate(STEP.header.nonces))
+    return consistent(STEP, nonces=nonces)
+
+
+def void(part: int) -> Header:
+    return consistent(STEP, parts=tuple(b"" if p == part else d for p, d in enumerate(STEP.header.parts)))
+
+
+GOOD = STEP.header
+NAME = header_digest(GOOD)
+
+
+def test_a_complete_and_correct_header_gets_one_vote_and_the_lock_is_durable_first() -> None:
+    voter = Voter()
+    assert voter.phase() is Phase.SIGN
+    wanted = voter.propose(GOOD)
+    assert votes(wanted) == [(0, NAME)]
+    kinds = [type(effect) for effect in wanted]
+    assert kinds.index(effects.PersistLock) < kinds.index(effects.PersistSigned) < kinds.index(effects.SendEnvelope)
+    assert (voter.machine.ballot.lock, voter.machine.ballot.lock_view) == (GOOD, 0)
+    voter.machine.advance(0.1)
+    assert [effect for effect in voter.drain() if isinstance(effect, effects.PersistLock)] == []
+
+
+def test_nobody_votes_for_bytes_it_does_not_hold() -> None:
+    voter = Voter(lost_blobs=(2,))
+    wanted = voter.propose(GOOD)
+    assert votes(wanted) == []
+    assert any(isinstance(e, effects.FetchBlob) and e.digest == name("aggregate", 2) for e in wanted)
+    voter.machine.on_blob(name("aggregate", 2), 0.1)
+    assert votes(voter.drain()) == [(0, NAME)]
+
+
+def test_messages_that_are_missing_are_asked_for_and_then_it_votes() -> None:
+    lacking = STEP.aggregate(1)
+    voter = Voter(without=(lacking,))
+    wanted = voter.propose(GOOD)
+    assert effects.SendWant(STEP.peers[FIRST], (name("aggregate", 1),)) in wanted
+    assert votes(voter.hear(lacking)) == [(0, NAME)]
+
+
+def test_a_header_that_overlooks_a_nonce_is_refused_and_the_nonce_shown_to_everyone() -> None:
+    voter = Voter()
+    wanted = voter.propose(without_nonce(SECOND))
+    assert (votes(wanted), codes(wanted)) == ([], [Code.LOCKED])
+    shown = [e.envelope for e in wanted if isinstance(e, effects.SendEnvelope)]
+    assert REVEAL_OF_SECOND.envelope in shown
+    assert voter.machine.ballot.lock is None
+
+
+def test_a_header_that_overlooks_an_aggregate_is_refused() -> None:
+    wanted = Voter().propose(void(1))
+    assert (votes(wanted), codes(wanted)) == ([], [Code.LOCKED])
+
+
+def test_a_nonce_nobody_showed_may_be_left_out() -> None:
+    voter = Voter(without=(REVEAL_OF_SECOND,))
+    assert voter.phase() is Phase.REVEAL
+    assert votes(voter.propose(without_nonce(SECOND))) == [(0, header_digest(without_nonce(SECOND)))]
+
+
+def test_a_header_with_void_parts_waits_until_this_member_has_waited_itself() -> None:
+    voter = Voter(without=(STEP.aggregate(1),), lost_blobs=(1,))
+    assert voter.phase() is Phase.AGGREGATE
+    assert votes(voter.propose(void(1))) == []
+    moment = 0.0
+    while voter.phase() is not Phase.SIGN:
+        moment = voter.machine.next_deadline() or 0.0
+        voter.machine.advance(moment)
+    assert moment > 1.0
+    assert votes(voter.drain()) == [(0, header_digest(void(1)))]
+
+
+def test_a_member_that_voted_votes_for_no_other_header_in_a_later_view() -> None:
+    """Both headers are complete and correct, and only one of them may be certified."""
+    voter = Voter(without=(REVEAL_OF_SECOND,))
+    voter.propose(without_nonce(SECOND))
+    voter.hear(REVEAL_OF_SECOND)
+    asked = voter.ask_for_view(1)
+    change = next(e.envelope for e in asked if isinstance(e, effects.PersistSigned))
+    assert (change.kind, change.view) == (Kind.VIEW_CHANGE, 1)
+    wanted = voter.propose(GOOD, view=1)
+    assert (votes(wanted), codes(wanted)) == ([], [Code.LOCKED])
+    voter.ask_for_view(2)
+    assert votes(voter.propose(without_nonce(SECOND), view=2)) == [(2, header_digest(without_nonce(SECOND)))]
+
+
+def test_a_lock_that_others_report_is_required_even_if_it_overlooks_work() -> None:
+    """Agreement comes before completeness: it may be certified already."""
+    voter = Voter()
+    voter.ask_for_view(1, lock=without_nonce(SECOND))
+    assert codes(voter.propose(GOOD, view=1)) == [Code.LOCKED]
+    voter.ask_for_view(2)
+    again = Voter()
+    again.ask_for_view(1, lock=without_nonce(SECOND))
+    assert votes(again.propose(without_nonce(SECOND), view=1)) == [(1, header_digest(without_nonce(SECOND)))]
+
+
+def test_a_lock_nobody_can_check_requires_nothing() -> None:
+    voter = Voter()
+    voter.ask_for_view(1, lock=consistent(STEP, cut=name("no such cut")))
+    assert votes(voter.propose(GOOD, view=1)) == [(1, NAME)]
+
+
+def test_an_outcome_of_a_view_that_is_over_gets_no_vote() -> None:
+    voter = Voter()
+    voter.ask_for_view(1)
+    assert votes(voter.propose(GOOD, view=0)) == []
+
+
+def test_a_quorum_of_votes_certifies_in_any_phase_and_the_header_is_asked_for() -> None:
+    voter = Voter(lost_blobs=(0, 1, 2, 3))
+    assert voter.phase() is Phase.AGGREGATE
+    for index in (FIRST, SECOND):
+        assert voter.hear(STEP.say(index, Kind.VOTE, Vote(NAME))) == []
+    wanted = voter.hear(STEP.say(THIRD, Kind.VOTE, Vote(NAME)))
+    asked = STEP.peers[min(FIRST, SECOND, THIRD)]
+    assert wanted == [effects.SendWant(asked, (NAME,))]
+    voter.propose(GOOD)
+    assert voter.phase() is Phase.DONE
+    assert voter.machine.certificate is not None
+    assert [index for index, _, _ in voter.machine.certificate.votes] == sorted((FIRST, SECOND, THIRD))
