@@ -24,8 +24,9 @@ from crowdsurf.protocol.ids import Digest, PeerId, blob_digest
 
 QUEUED_BLOBS_MAX = 2 * limits.ROSTER_PEERS_MAX
 """Parts waiting for one peer; older ones are dropped, a peer that still wants them pulls them."""
-DIGEST_IN_THREAD_BYTES = 256 * 1024
-"""Above this the digest is taken in a thread (BLAKE3 lets the event loop go on): 0.05 ms of work."""
+DIGEST_IN_THREAD_BYTES = 4 * 1024 * 1024
+"""Above this the digest is taken in a thread (BLAKE3 lets the event loop go on): one to two milliseconds of work,
+below which the way into a thread and back costs more than it saves on a busy machine."""
 IDLE_SECONDS_MAX = 3600.0
 """An idle bulk stream is kept this long."""
 BYTES_PER_SECOND_MIN = 64 * 1024

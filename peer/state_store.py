@@ -4,6 +4,9 @@ The idea: now and then a whole state is saved as it was before some step, and ev
 older kept one is saved as its averaged gradient. A state plus the updates after it is any later state, so
 neither a crash of this peer nor one of the whole swarm loses a certified step. Files are named by step, written
 beside and renamed, and checked by digest when they are used, never believed.
+
+An update that is no longer needed is not removed but written over by a later one: its pages are in memory already,
+and fresh ones cost several times the copy. The disk never holds more than it does just before old updates go.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class StateStore:
         self._elements = elements
         self._located: dict[Digest, tuple[int, int, int]] = {}
         self._located_steps: dict[int, tuple[bytes, ...]] = {}
+        self._spare: list[Path] = []
         try:
             for path in (self._states, self._updates):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +49,7 @@ class StateStore:
 
     def save_state(self, step: int, data: memoryview) -> None:
         """Keep the state before `step`; older ones go. Raises WorldError."""
-        self._write(self._states / f"{step}.state", data, durable=True)
+        self._write(self._states / f"{step}.state", data, durable=True, spare=[])
         for old in self.state_steps()[:-CHECKPOINTS_KEPT]:
             (self._states / f"{old}.state").unlink(missing_ok=True)
         self._prune_updates()
@@ -84,7 +88,7 @@ class StateStore:
 
     def save_update(self, step: int, parts: tuple[bytes, ...], data: memoryview) -> None:
         """Keep the averaged gradient of a step. Raises WorldError."""
-        self._write(self._updates / f"{step}.update", data, durable=False)
+        self._write(self._updates / f"{step}.update", data, durable=False, spare=self._spare)
         self.locate(step, parts)
 
     def locate(self, step: int, parts: tuple[bytes, ...]) -> None:
@@ -116,7 +120,9 @@ class StateStore:
         try:
             with (self._updates / f"{step}.update").open("rb", buffering=0) as file:
                 file.seek(offset)
-                return file.readinto(into[:nbytes]) == nbytes
+                complete = file.readinto(into[:nbytes]) == nbytes
+            # Still located: so the file was not given to another update while it was read.
+            return complete and self._located.get(digest) == found
         except OSError:
             return False
 
@@ -124,20 +130,24 @@ class StateStore:
         steps = self.state_steps()
         for step in _steps_in(self._updates, ".update"):
             if steps and step < steps[0]:
-                (self._updates / f"{step}.update").unlink(missing_ok=True)
                 self._forget(step)
+                spare = self._updates / f"{step}.spare.part"
+                os.replace(self._updates / f"{step}.update", spare)
+                self._spare.append(spare)
 
     def _forget(self, step: int) -> None:
         for digest in self._located_steps.pop(step, ()):
             if self._located.get(Digest(digest), (None,))[0] == step:
                 del self._located[Digest(digest)]
 
-    def _write(self, path: Path, data: memoryview, durable: bool) -> None:
-        temporary = path.with_suffix(path.suffix + ".part")
+    def _write(self, path: Path, data: memoryview, durable: bool, spare: list[Path]) -> None:
+        """Write a whole file, over one of the spare files if there is one. Raises WorldError."""
+        temporary = spare.pop() if spare else path.with_suffix(path.suffix + ".part")
         try:
-            with temporary.open("wb", buffering=0) as file:
+            with temporary.open("r+b" if temporary.exists() else "wb", buffering=0) as file:
                 os.chmod(temporary, 0o600)
                 _write_all(file, data)
+                file.truncate()
                 if durable:
                     os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 RUN = Digest(bytes(32))
 ME, OTHER = key_of(0).peer_id, key_of(1).peer_id
-ELEMENTS = 500_000
-PART_BYTES = 1_000_000  # of two parts; more than a pipe holds and than is digested in the event loop
+ELEMENTS = 2_500_000
+PART_BYTES = 5_000_000  # of two parts; more than a pipe holds and than is digested in the event loop
 assert PART_BYTES > PIPE_BYTES_MAX
 assert PART_BYTES > bulk_module.DIGEST_IN_THREAD_BYTES
 

@@ -111,7 +111,7 @@ def signed_anew(trained: SmallRun, past: list[Certificate]) -> Certificate:
 @pytest.mark.parametrize("kind", ["states", "updates"])
 def test_a_changed_file_is_found_by_its_step(kind: str, trained: SmallRun, copy: Path) -> None:
     folder = folder_of(copy, trained)
-    path = min((folder / kind).iterdir(), key=lambda path: int(path.stem))
+    path = min((folder / kind).glob(f"*.{kind[:-1]}"), key=lambda path: int(path.stem))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -120,7 +120,7 @@ def test_a_changed_file_is_found_by_its_step(kind: str, trained: SmallRun, copy:
 
 
 def test_a_file_cut_short_is_found(trained: SmallRun, copy: Path) -> None:
-    path = min((folder_of(copy, trained) / "updates").iterdir(), key=lambda path: int(path.stem))
+    path = min((folder_of(copy, trained) / "updates").glob("*.update"), key=lambda path: int(path.stem))
     path.write_bytes(b"")
     assert verify_path(copy).first_invalid == int(path.stem)
 
