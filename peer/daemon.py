@@ -46,9 +46,8 @@ from crowdsurf.protocol.node import Node
 
 LINGER_SECONDS = 1.5
 """How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""
-STRAGGLER_SECONDS_MAX = 20.0
-"""How much longer for members that are still there and have not voted for the last step: when everybody else goes,
-nobody is left who could tell them how it ended. A worker that is just starting anew takes some seconds."""
+STRAGGLER_SECONDS_MAX = 60.0
+"""How much longer while somebody takes something from it: when all others are gone, who tells how it ended?"""
 FIRST_CONTACT_SECONDS_MAX = 30.0
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over its certificates at the start, connecting included."""
@@ -301,20 +300,13 @@ class Daemon:
         if node.catch_up.step is not None:
             await asyncio.to_thread(parts.journal.sync)  # a state on disk must not be newer than the journal
             await parts.duties.save_last(node.catch_up.step, node.catch_up.digest)
-        await self._driver.serve_after_the_end(LINGER_SECONDS)
-        give_up_at = self._place.clock.monotonic_seconds() + STRAGGLER_SECONDS_MAX
-        while self._stragglers(node, parts) and self._place.clock.monotonic_seconds() < give_up_at:
-            await self._driver.serve_after_the_end(0.25)
         await parts.links.flush(1.0)
-
-    def _stragglers(self, node: Node, parts: Parts) -> set[PeerId]:
-        """Members that are connected and have not said that they hold the last step's outcome, at a run's end."""
-        head = node.chain.head
-        last = node.catch_up.certificate(head.step - 1)
-        if last is None or head.step != self.manifest.steps or last.header.roster != head.roster.digest:
-            return set()
-        voted = {head.roster.peers[index] for index, _, _ in last.votes}
-        return (parts.links.connected() & set(head.roster.peers)) - voted - self._driver.late_voters
+        give_up_at = self._place.clock.monotonic_seconds() + STRAGGLER_SECONDS_MAX
+        sent_before = -1
+        while sent_before != self.metrics.bytes_sent and self._place.clock.monotonic_seconds() < give_up_at:
+            sent_before = self.metrics.bytes_sent
+            await self._driver.serve_after_the_end(LINGER_SECONDS)
+        await parts.links.flush(1.0)
 
     # --- helpers -------------------------------------------------------------------------------------------
 

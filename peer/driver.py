@@ -28,7 +28,7 @@ from crowdsurf.protocol import effects, events, wire
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest, short
-from crowdsurf.protocol.messages import Kind, Want
+from crowdsurf.protocol.messages import Want
 from crowdsurf.protocol.node import Node
 
 QUEUED_EVENTS_MAX = 4096
@@ -80,8 +80,6 @@ class Driver:
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
         self.finished = ""
-        self.late_voters: set[PeerId] = set()
-        """Peers whose vote came after the end of the run: they know how it ended."""
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
 
     def bind(self, parts: Parts) -> None:
@@ -120,8 +118,6 @@ class Driver:
                 while True:
                     batch = await self._next_events(None)
                     for event in batch:
-                        if isinstance(event, events.EnvelopeReceived) and event.envelope.kind == Kind.VOTE:
-                            self.late_voters.add(event.source)
                         for effect in self._parts.node.handle(event, self._clock.monotonic_seconds()):
                             if isinstance(effect, effects.SendCertificates):
                                 self._send_certificates(self._parts, effect)
@@ -296,6 +292,10 @@ class Driver:
             return None
         if step is None:
             return None
+        head = self._parts.node.chain.head
+        if step > head.step:
+            # It is ahead of us: with its certificates we shall know what to make of its state.
+            await self._request_chain(effects.RequestChain(peer, head.step))
         certificate = self._parts.node.catch_up.certificate(step)
         if certificate is None:
             return None

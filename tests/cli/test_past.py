@@ -25,7 +25,7 @@ def test_verify_accepts_a_run_folder_a_home_and_a_folder_of_homes(trained: Small
 def test_verify_says_which_step_is_invalid_and_exits_with_1(trained: SmallRun, call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(trained.folder(), folder)
-    update = max((folder / "updates").iterdir(), key=lambda path: int(path.stem))
+    update = max((folder / "updates").glob("*.update"), key=lambda path: int(path.stem))
     update.write_bytes(bytes(update.stat().st_size))
     code, answer, _ = call("verify", folder)
     assert code == 1

@@ -171,7 +171,7 @@ def test_export_never_uses_what_no_certificate_vouches_for(trained: SmallRun, co
 
 def test_export_says_what_is_missing(trained: SmallRun, copy: Path, tmp_path: Path) -> None:
     folder = folder_of(copy, trained)
-    newest = max((folder / "updates").iterdir(), key=lambda path: int(path.stem))
+    newest = max((folder / "updates").glob("*.update"), key=lambda path: int(path.stem))
     newest.write_bytes(bytes(newest.stat().st_size))
     with pytest.raises(WorldError, match=f"step {newest.stem} is damaged"):
         asyncio.run(export_model(folder, tmp_path / "m.safetensors"))
