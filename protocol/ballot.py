@@ -76,15 +76,6 @@ class Ballot:
         # Two locks of one view need a proposer that signed twice; any fixed choice between them will do.
         return min((header for view, header in locks if view == highest), key=header_digest)
 
-    def reported_locks(self) -> list[tuple[PeerId, Header]]:
-        """Headers others say they are locked on, with who said so."""
-        return [
-            (peer, change.lock)
-            for by in self._requests.values()
-            for peer, change in by.items()
-            if change.lock is not None
-        ]
-
     def vote(self, peer: PeerId, view: int, name: bytes, signature: bytes) -> None:
         """Record a member's vote for the header with this digest."""
         index = self._indexes[peer]

@@ -53,7 +53,6 @@ class Code(enum.Enum):
     BAD_AGGREGATE = "bad_aggregate"
     BAD_REVEAL = "bad_reveal"
     BAD_OUTCOME = "bad_outcome"
-    BAD_VOTE = "bad_vote"
     BAD_CERTIFICATE = "bad_certificate"
     LOCKED = "locked"
     UNEXPECTED_BLOB = "unexpected_blob"

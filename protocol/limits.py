@@ -69,6 +69,3 @@ DHT_RECORD_LIFETIME_SECONDS_MAX = 3600.0
 
 DHT_RECORDS_PER_KEY_MAX = 1024
 """Records kept or returned for one key; four times the largest group."""
-
-PART_ELEMENTS_MIN = 1
-"""A vector must have at least one element for every member of the roster."""

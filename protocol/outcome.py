@@ -64,9 +64,7 @@ def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cu
     for part, aggregator in enumerate(facts.duties(cut)):
         said = transcript.aggregate(cut_name, part, aggregator)
         parts.append(said.digest if said is not None and said.digest in blobs else b"")
-    nonces = tuple(
-        transcript.reveals.get(facts.peers[index], b"") if index in contributors else b"" for index in range(size)
-    )
+    nonces = tuple(_opened_nonce(facts, transcript, cut, index) for index in range(size))
     joined, left = membership_changes(facts, transcript, cut)
     head = facts.head
     header = Header(
@@ -85,6 +83,15 @@ def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cu
     )
     following = following_roster(head, header, facts.manifest.missed_steps_max)
     return msgspec.structs.replace(header, next_roster=following.digest)
+
+
+def _opened_nonce(facts: StepFacts, transcript: Transcript, cut: Cut, member: int) -> bytes:
+    """The nonce a member revealed, if it opens the commit that the cut names; empty otherwise. A member that signed
+    two commits may have opened the other one."""
+    peer = facts.peers[member]
+    commit = transcript.commit_in(cut, member, peer)
+    nonce = transcript.reveals.get(peer, b"")
+    return nonce if nonce and commit is not None and nonce_digest(nonce) == commit.nonce_digest else b""
 
 
 def membership_changes(
@@ -167,6 +174,6 @@ def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], head
             dropped.append((aggregator, "aggregate"))
     for index, _ in cut.commits:
         peer = facts.peers[index]
-        if peer in transcript.reveals and not header.nonces[index]:
+        if not header.nonces[index] and _opened_nonce(facts, transcript, cut, index):
             dropped.append((peer, "reveal"))
     return dropped

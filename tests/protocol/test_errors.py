@@ -15,5 +15,5 @@ def test_what_a_slow_but_correct_peer_may_cause_is_ignored_and_everything_else_r
 
 
 def test_a_refusal_says_its_code_and_its_reason() -> None:
-    assert str(Refusal(Code.BAD_VOTE, "it is not signed")) == "bad_vote: it is not signed"
+    assert str(Refusal(Code.BAD_REVEAL, "it is not signed")) == "bad_reveal: it is not signed"
     assert len({code.value for code in Code}) == len(Code)

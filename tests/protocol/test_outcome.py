@@ -165,3 +165,14 @@ def test_the_same_facts_give_the_same_header_whoever_builds_it() -> None:
         shuffled.add(opened)
     again = build_header(STEP.facts, shuffled, set(STEP.blobs), STEP.cut_name, STEP.cut)
     assert digest_of(again) == digest_of(STEP.header)
+
+
+def test_a_nonce_of_another_commit_than_the_cut_names_is_left_out_by_everybody() -> None:
+    """A contributor that signs two commits and opens the other one must not be able to stop the step."""
+    step = CompleteStep(4)
+    heard = transcript_without(step)
+    heard.reveals[step.peers[2]] = name("nonce of the other commit")
+    header = build_header(step.facts, heard, step.blobs, step.cut_name, step.cut)
+    assert [bool(nonce) for nonce in header.nonces] == [True, True, False, True]
+    assert examine(step.facts, heard, step.blobs, header).nothing
+    assert overlooked(step.facts, heard, step.blobs, header) == []
