@@ -57,7 +57,7 @@ async def tidy(frozen: None) -> AsyncIterator[None]:
     # A thread that has just digested something may hold its view for a moment longer.
     try:
         async with asyncio.timeout(10):
-            while shared_memories() > memories:
+            while shared_memories() > memories:  # noqa: ASYNC110 - nobody tells when a mapping goes
                 await asyncio.sleep(0)
     except TimeoutError:
         pytest.fail("shared memory is left open")
@@ -74,5 +74,5 @@ def fake_compute(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompute]:
         return made[-1]
 
     monkeypatch.setattr(daemon_module, "ComputeClient", make)
-    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.2)
     return made

@@ -73,7 +73,7 @@ async def soon(awaitable: Awaitable[Any]) -> Any:
 async def until(condition: Callable[[], Any]) -> None:
     """Let others run until a condition holds that tells nobody when it does."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody tells when it holds
             await asyncio.sleep(0)
 
 
@@ -280,7 +280,9 @@ class Peer:
         """Everything it signed, from its journal."""
         records = read_journal(self.folder)
         return [
-            wire.unpack(data, Envelope, limits.ENVELOPE_BYTES_MAX) for kind, data in records if kind == RecordType.SIGNED
+            wire.unpack(data, Envelope, limits.ENVELOPE_BYTES_MAX)
+            for kind, data in records
+            if kind == RecordType.SIGNED
         ]
 
     def certificates(self) -> list[Certificate]:

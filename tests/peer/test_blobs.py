@@ -73,7 +73,7 @@ def test_bytes_that_nobody_expects_have_no_place(store: BlobStore) -> None:
 
 def test_one_receiver_at_a_time_and_the_next_after_a_failure(store: BlobStore) -> None:
     store.expect_part(part(0, name("x")))
-    with pytest.raises(ConnectionError), store.receiving(name("x"), 20, ignore) as first:
+    with pytest.raises(ConnectionError), store.receiving(name("x"), 20, ignore) as first:  # noqa: PT012
         assert first is not None
         with store.receiving(name("x"), 20, ignore) as second:
             assert second is None

@@ -242,9 +242,7 @@ async def test_the_queue_is_bounded_and_drops_the_oldest(them: Side) -> None:
     assert [digest for _, digest in queue] == names[3:]
 
 
-async def test_nobody_there_empties_the_queue_and_the_next_push_tries_again(
-    network: MemoryNetwork, them: Side
-) -> None:
+async def test_nobody_there_empties_the_queue_and_the_next_push_tries_again(network: MemoryNetwork, them: Side) -> None:
     (name, _) = them.hold(0, DATA, DATA[::-1])
     them.bulk.push(ME, 0, name)
     await until(lambda: not them.bulk._senders[ME]._queue)

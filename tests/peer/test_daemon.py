@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from crowdsurf.peer import daemon as daemon_module
+from crowdsurf.peer import fetch as fetch_module
 from crowdsurf.peer import journal as journal_module
 from crowdsurf.peer.control_socket import ask
 from crowdsurf.peer.daemon import Daemon, fetch_manifest
@@ -251,7 +252,7 @@ async def test_a_damaged_journal_is_left_as_it_is(tmp_path: Path, fake_compute: 
         damaged[len(damaged) // 3] ^= 1
         path.write_bytes(damaged)
         swarm.peers[0].start()
-        with pytest.raises(WorldError, match="is damaged.*nothing was changed"):
+        with pytest.raises(WorldError, match=r"is damaged.*nothing was changed"):
             await soon(swarm.peers[0].running)
         assert path.read_bytes() == damaged
 
@@ -278,14 +279,16 @@ async def test_a_full_disk_ends_a_peer_in_words_and_nothing_is_lost(
         real, full = journal_module._write_at, [True]
 
         def write_at(file: int, data: bytes, offset: int) -> None:
-            if full[0] and JOURNAL_FILE in os.readlink(f"/proc/self/fd/{file}") and str(unlucky.folder) in os.readlink(
-                f"/proc/self/fd/{file}"
+            if (
+                full[0]
+                and JOURNAL_FILE in os.readlink(f"/proc/self/fd/{file}")
+                and str(unlucky.folder) in os.readlink(f"/proc/self/fd/{file}")
             ):
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(file, data, offset)
 
         monkeypatch.setattr(journal_module, "_write_at", write_at)
-        with pytest.raises(WorldError, match="the disk is full.*start the peer again"):
+        with pytest.raises(WorldError, match=r"the disk is full.*start the peer again"):
             await soon(unlucky.running)
         await unlucky.stop()
         full[0] = False
@@ -363,7 +366,9 @@ class Liar:
         await self.place.transport.close()
 
 
-@pytest.mark.parametrize("answer", [None, (FrameKind.END, b""), (FrameKind.CERTIFICATE, b"\xc1"), (FrameKind.BLOB, b"")])
+@pytest.mark.parametrize(
+    "answer", [None, (FrameKind.END, b""), (FrameKind.CERTIFICATE, b"\xc1"), (FrameKind.BLOB, b"")]
+)
 async def test_strangers_that_lie_or_say_nothing_do_not_keep_a_newcomer_out(
     tmp_path: Path, fake_compute: list[FakeCompute], monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
@@ -384,7 +389,8 @@ async def test_strangers_that_lie_or_say_nothing_do_not_keep_a_newcomer_out(
     honest(*swarm.peers)
 
 
-async def test_a_manifest_is_taken_from_whoever_has_the_right_one(tmp_path: Path) -> None:
+async def test_a_manifest_is_taken_from_whoever_has_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "END_SECONDS", 0.01)
     network, manifest = MemoryNetwork(), manifest_of([key_of(0)])
     right, wrong = encode_manifest(manifest), encode_manifest(manifest_of([key_of(0)], name="another"))
     me, book = network.join(key_of(9).peer_id), AddressBook()
@@ -465,5 +471,5 @@ async def test_other_data_than_the_run_needs_are_refused_in_words(tmp_path: Path
     task = TaskSection(name="digits", parameters=DIGITS.parameters, dataset_digest=digest("dataset", b"other"))
     async with Swarm(tmp_path, 1, task=task) as swarm:
         swarm.start()
-        with pytest.raises(MisuseError, match="the data of task 'digits' here have digest .* the run needs"):
+        with pytest.raises(MisuseError, match=r"the data of task 'digits' here have digest .* the run needs"):
             await soon(swarm.peers[0].running)

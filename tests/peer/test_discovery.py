@@ -68,9 +68,7 @@ class Setup:
         self.book = AddressBook()
         self.known = LastKnownPeers.open(folder / "peers")
         self.clock = ManualClock()
-        self.discovery = Discovery(
-            self.directory, self.transport, ME, RUN, self.book, self.known, self.clock
-        )
+        self.discovery = Discovery(self.directory, self.transport, ME, RUN, self.book, self.known, self.clock)
 
 
 @pytest.fixture

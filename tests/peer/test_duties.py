@@ -42,9 +42,7 @@ class Setup:
         manifest = manifest_of([key_of(0)])
         info = await self.client.start(manifest)
         client: Any = self.client
-        self.duties = Duties(
-            client, info, manifest, self.blobs, self.store, self.pool, self.inbox.post, evaluate_steps
-        )
+        self.duties = Duties(client, info, manifest, self.blobs, self.store, self.pool, self.inbox.post, evaluate_steps)
         return self.duties
 
     def on(self, command: str, action: Callable[[], None]) -> None:

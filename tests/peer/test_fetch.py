@@ -354,9 +354,7 @@ async def test_a_pull_is_not_kept_waiting_by_a_push_that_never_ends(
 
 
 @pytest.mark.parametrize("state_bytes", [1, len(STATE) - 1, len(STATE) + 1, limits.BLOB_BYTES_MAX])
-async def test_a_state_of_another_size_is_refused(
-    other: MemoryTransport, fetcher: Fetcher, state_bytes: int
-) -> None:
+async def test_a_state_of_another_size_is_refused(other: MemoryTransport, fetcher: Fetcher, state_bytes: int) -> None:
     head = wire.pack(StateHeader(10, state_bytes))
     await liar(other, lambda stream: frames.send_frame(stream, FrameKind.STATE, head))
     assert await refused(fetcher.state(OTHER, memoryview(bytearray(len(STATE))))) is Code.OVERSIZED

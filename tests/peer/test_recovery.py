@@ -67,7 +67,7 @@ def test_an_empty_journal_is_a_peer_with_no_past() -> None:
 @pytest.mark.parametrize("record_type", list(RecordType))
 @pytest.mark.parametrize("payload", [b"", b"\x93\x01\x02\x03", signed(0)[1][:-1], signed(0)[1] + b"\0"])
 def test_a_record_that_cannot_be_read_is_an_error_in_words(record_type: RecordType, payload: bytes) -> None:
-    with pytest.raises(WorldError, match="record this version cannot read.*start with a new home folder"):
+    with pytest.raises(WorldError, match=r"record this version cannot read.*start with a new home folder"):
         recover([(record_type, payload)])
 
 

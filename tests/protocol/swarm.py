@@ -16,7 +16,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.envelope import Signer
 from crowdsurf.protocol.ids import Digest, PeerId, peer_id_from_public_key, public_key_of
 from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection
-from crowdsurf.protocol.messages import Certificate, Envelope
+from crowdsurf.protocol.messages import Certificate, Envelope, Header
 from crowdsurf.protocol.node import Node, Recovered
 
 ELEMENTS = 1000
@@ -84,7 +84,7 @@ class FakePeer:
         self.alive = True
         self.journal_certificates: list[Certificate] = []
         self.journal_signed: list[Envelope] = []
-        self.journal_locks: list[tuple[object, int]] = []
+        self.journal_locks: list[tuple[Header, int]] = []
         self.states: dict[int, Digest] = {}
         self.blobs: set[bytes] = set()
         self.stories: list[effects.StepCertified] = []
@@ -194,10 +194,10 @@ class FakePeer:
     def _fetch(self, effect: effects.FetchBlob) -> None:
         for candidate in effect.candidates:
             other = self.swarm.peers.get(candidate)
-            if other is not None and other.alive and effect.digest in other.blobs:
-                if not self.swarm.loses(candidate, self.id):
-                    self.swarm.deliver_blob(other, self.id, effect.digest, lossless=True)
-                    return
+            has_it = other is not None and other.alive and effect.digest in other.blobs
+            if other is not None and has_it and not self.swarm.loses(candidate, self.id):
+                self.swarm.deliver_blob(other, self.id, effect.digest, lossless=True)
+                return
         self._later(0.1, events.BlobFailed(effect.digest))
 
     def _request_chain(self, effect: effects.RequestChain) -> None:
