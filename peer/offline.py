@@ -8,6 +8,7 @@ it; nothing here writes, or takes the journal's lock, so the peer may be running
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -94,8 +95,7 @@ def _verify_run(folder: Path) -> tuple[Checked, list[Digest]]:
         for step, file in kept.updates.items():
             if step < len(headers):
                 checked.updates_checked += 1
-                # A running peer gives an old update's file to a later one; then it is no longer this step's.
-                if not update_matches(file, headers[step]) and _still_named(file):
+                if not update_matches(file, headers[step]):
                     checked.fail(step, f"the kept update of step {step} is not the certified one")
     return checked, names
 
@@ -149,7 +149,9 @@ class Kept:
             step = path.name.removesuffix(suffix)
             with contextlib.suppress(FileNotFoundError):  # deleted by its peer just now
                 if step.isdigit():
-                    found[int(step)] = self._stack.enter_context(path.open("rb"))
+                    file = self._stack.enter_context(path.open("rb"))
+                    if _hold(file):
+                        found[int(step)] = file
         return dict(sorted(found.items()))
 
 
@@ -180,11 +182,13 @@ def update_matches(file: BinaryIO, header: Header) -> bool:
         )
 
 
-def _still_named(file: BinaryIO) -> bool:
-    """Whether the open file is the one that its path names now."""
+def _hold(file: BinaryIO) -> bool:
+    """Keep a running peer from writing over a file that is being read; False if it has just begun to, or the file
+    is no longer the one its path names."""
     try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except FileNotFoundError:
+    except (BlockingIOError, FileNotFoundError):
         return False
 
 

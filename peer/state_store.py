@@ -11,9 +11,11 @@ and fresh ones cost several times the copy. The disk never holds more than it do
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 
 from crowdsurf.peer.files import fsync_folder
@@ -102,6 +104,10 @@ class StateStore:
             if digest:
                 self._located[Digest(digest)] = (step, start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
 
+    def is_located(self, step: int) -> bool:
+        """Whether it is known what the update of a step that is kept was saved as."""
+        return step in self._located_steps
+
     def has_update(self, step: int, parts: tuple[bytes, ...]) -> bool:
         """Whether the update of a step that is kept was saved as, or is taken for, these parts."""
         return self._located_steps.get(step) == parts
@@ -142,9 +148,9 @@ class StateStore:
 
     def _write(self, path: Path, data: memoryview, durable: bool, spare: list[Path]) -> None:
         """Write a whole file, over one of the spare files if there is one. Raises WorldError."""
-        temporary = spare.pop() if spare else path.with_suffix(path.suffix + ".part")
+        temporary = path.with_suffix(path.suffix + ".part")
         try:
-            with temporary.open("r+b" if temporary.exists() else "wb", buffering=0) as file:
+            with _unused_file(spare, temporary) as file:
                 os.chmod(temporary, 0o600)
                 _write_all(file, data)
                 file.truncate()
@@ -161,6 +167,23 @@ class StateStore:
                     "start the peer again, nothing is lost"
                 ) from error
             raise WorldError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _unused_file(spare: list[Path], path: Path) -> FileIO:
+    """A file at `path` to write: a spare one that nobody reads any more if there is one, else a new one. Readers
+    hold a shared lock (`offline.Kept`), so what they opened stays what it was."""
+    while spare:
+        candidate = spare.pop()
+        with contextlib.suppress(OSError):
+            file = FileIO(candidate, "r+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.replace(candidate, path)
+                return file
+            except OSError:
+                file.close()
+        candidate.unlink(missing_ok=True)
+    return FileIO(path, "w")
 
 
 def _write_all(file: RawIOBase, data: memoryview) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from crowdsurf.peer.offline import Kept
 from crowdsurf.peer.state_store import CHECKPOINTS_KEPT, StateStore
 from crowdsurf.protocol.errors import WorldError
 from crowdsurf.protocol.ids import Digest, blob_digest
@@ -178,3 +179,17 @@ def test_an_update_is_written_over_one_that_is_no_longer_needed(store: StateStor
     store.save_update(30, names(long), memoryview(short))
     assert (tmp_path / "updates" / "30.update").read_bytes() == short
     assert len(files(tmp_path / "updates")) == files_before
+
+
+def test_a_file_that_somebody_reads_is_not_written_over(store: StateStore, tmp_path: Path) -> None:
+    update = bytes(40)
+    for step in range(20):
+        store.save_update(step, names(update), memoryview(update))
+    store.save_state(10, memoryview(STATE))
+    store.save_state(19, memoryview(STATE))
+    with Kept(tmp_path) as kept:
+        for step in range(20, 40):
+            store.save_update(step, names(update), memoryview(bytes([step]) * 40))
+            store.save_state(step, memoryview(STATE))
+        assert len(kept.updates) == 10
+        assert all(file.read() == update for file in kept.updates.values())
