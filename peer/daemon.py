@@ -47,7 +47,8 @@ from crowdsurf.protocol.node import Node
 LINGER_SECONDS = 1.5
 """How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""
 STRAGGLER_SECONDS_MAX = 60.0
-"""How much longer while somebody takes something from it: when all others are gone, who tells how it ended?"""
+"""How much longer while others of the run are not done yet: when all who are have gone, nobody is left to tell them
+how it ended. A peer whose worker is just starting anew takes some seconds."""
 FIRST_CONTACT_SECONDS_MAX = 30.0
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over its certificates at the start, connecting included."""
@@ -301,12 +302,18 @@ class Daemon:
             await asyncio.to_thread(parts.journal.sync)  # a state on disk must not be newer than the journal
             await parts.duties.save_last(node.catch_up.step, node.catch_up.digest)
         await parts.links.flush(1.0)
+        await parts.links.keep(())  # by this the others see that we are done
         give_up_at = self._place.clock.monotonic_seconds() + STRAGGLER_SECONDS_MAX
-        sent_before = -1
-        while sent_before != self.metrics.bytes_sent and self._place.clock.monotonic_seconds() < give_up_at:
-            sent_before = self.metrics.bytes_sent
-            await self._driver.serve_after_the_end(LINGER_SECONDS)
+        await self._driver.serve_after_the_end(LINGER_SECONDS)
+        while self._stragglers(node, parts) and self._place.clock.monotonic_seconds() < give_up_at:
+            await self._driver.serve_after_the_end(0.2)
         await parts.links.flush(1.0)
+
+    def _stragglers(self, node: Node, parts: Parts) -> set[PeerId]:
+        """Peers of a run that is over which are still at it."""
+        if not self.manifest.steps or node.chain.head.step < self.manifest.steps:
+            return set()
+        return parts.links.listening_to() & {*node.contacts(), *(PeerId(peer) for peer in self.manifest.founders)}
 
     # --- helpers -------------------------------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class Driver:
                 record = RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))
             elif isinstance(effect, effects.PersistCertificate):
                 header = effect.certificate.header
-                if not parts.store.has_update(header.step, header.parts):
+                if not parts.store.is_located(header.step):
                     parts.store.locate(header.step, header.parts)
                 record = RecordType.CERTIFICATE, wire.pack(effect.certificate)
             elif isinstance(effect, effects.ApplyUpdate):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from crowdsurf.peer import packets
@@ -144,6 +144,7 @@ class Links:
         self.metrics = metrics
         self._refuse = refuse
         self._links: dict[PeerId, Link] = {}
+        self._inbound: Counter[PeerId] = Counter()
 
     async def start(self) -> None:
         """Accept control streams."""
@@ -167,6 +168,10 @@ class Links:
         """Peers whose outgoing link is up."""
         return {peer for peer, link in self._links.items() if link.connected}
 
+    def listening_to(self) -> set[PeerId]:
+        """Peers whose link to us is up. Who is done with a run ends its links."""
+        return set(self._inbound)
+
     async def flush(self, timeout_seconds: float) -> None:
         """Let queued messages go out."""
         await asyncio.gather(*(link.flush(timeout_seconds) for link in self._links.values()))
@@ -180,16 +185,24 @@ class Links:
         """Read one peer's control stream until it ends. What is wrong with it is reported, and ends it."""
         try:
             await packets.receive_hello(stream, self.run_id, HELLO_SECONDS)
-            while True:
-                kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()))
-                packets.check_size(kind, length)
-                payload = bytearray(length)
-                await frames.receive_payload(stream, memoryview(payload), SEND_SECONDS)
-                self.metrics.control_bytes_received += frames.HEADER_BYTES + length
-                await self._on_frame(stream.peer, kind, bytes(payload))
+            self._inbound[stream.peer] += 1
+            try:
+                await self._read(stream)
+            finally:
+                self._inbound[stream.peer] -= 1
+                self._inbound += Counter()  # drops whoever has none left
         except Refusal as refusal:
             self._refuse(stream.peer, refusal)
             stream.abort()
+
+    async def _read(self, stream: Stream) -> None:
+        while True:
+            kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()))
+            packets.check_size(kind, length)
+            payload = bytearray(length)
+            await frames.receive_payload(stream, memoryview(payload), SEND_SECONDS)
+            self.metrics.control_bytes_received += frames.HEADER_BYTES + length
+            await self._on_frame(stream.peer, kind, bytes(payload))
 
     async def _on_frame(self, peer: PeerId, kind: int, payload: bytes) -> None:
         """Turn a frame into an event. A frame that cannot be read costs its sender the stream."""

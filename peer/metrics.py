@@ -19,11 +19,6 @@ class Metrics:
     refused: dict[str, int] = field(default_factory=dict)
     """Refusals by code."""
 
-    @property
-    def bytes_sent(self) -> int:
-        """Everything."""
-        return self.control_bytes_sent + self.part_bytes_sent + self.state_bytes_sent
-
     def count_refusal(self, code: str) -> None:
         """One more refusal with this code."""
         self.refused[code] = self.refused.get(code, 0) + 1

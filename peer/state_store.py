@@ -133,9 +133,11 @@ class StateStore:
             return False
 
     def _prune_updates(self) -> None:
+        # Until there are as many states as are kept, the initial one, which everybody has, counts as the oldest.
         steps = self.state_steps()
+        oldest = steps[0] if len(steps) >= CHECKPOINTS_KEPT else 0
         for step in _steps_in(self._updates, ".update"):
-            if steps and step < steps[0]:
+            if step < oldest:
                 self._forget(step)
                 spare = self._updates / f"{step}.spare.part"
                 os.replace(self._updates / f"{step}.update", spare)

@@ -61,8 +61,10 @@ class CatchUp:
         return True
 
     def lose_state(self) -> None:
-        """The compute side has no state any more."""
+        """The compute side has no state any more. What was held for steps applied before may be gone too: asking
+        again for what is still there costs nothing."""
         self.step, self._waiting, self._asked_step = None, False, None
+        self._held = set()
 
     def hold(self, digests: set[bytes]) -> None:
         """These blobs are held (from the step that was just certified)."""

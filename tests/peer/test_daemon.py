@@ -204,7 +204,6 @@ async def test_a_worker_that_dies_costs_its_peer_a_step_at_most(
     assert fake_compute[0].starts == 2
 
 
-@pytest.mark.xfail(strict=True, reason="CatchUp.lose_state keeps the names of blobs whose memory is used again")
 async def test_a_worker_that_dies_while_its_peer_catches_up(tmp_path: Path, fake_compute: list[FakeCompute]) -> None:
     """What was applied once is remembered as held, but its memory is gone."""
     async with Swarm(tmp_path, 4, steps=60) as swarm:

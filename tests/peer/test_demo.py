@@ -12,8 +12,8 @@ import pytest
 
 from crowdsurf.peer import demo as demo_module
 from crowdsurf.peer.demo import Demo, DemoOptions, View, check_options, failed
-from crowdsurf.peer.recovery import RecordType
 from crowdsurf.peer.journal import read_journal
+from crowdsurf.peer.recovery import RecordType
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from tests.peer.shell import FakeCompute, soon
 
@@ -161,7 +161,7 @@ async def test_a_peer_that_ignores_being_told_to_stop_is_killed(
     tmp_path: Path, fake_worker: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_module, "STOP_SECONDS_MAX", 0.2)
-    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[0], 'x') if 0 else None; signal.pause()"
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     with pytest.raises(WorldError, match="peer 2 failed"):
         await soon(Demo(options(tmp_path), peers_that(deaf, deaf, "time.sleep(0.3); sys.exit(1)")).run())
 

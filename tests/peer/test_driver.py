@@ -53,6 +53,7 @@ class FakeNode:
         self.wanted: Callable[[events.Event], list[effects.Effect]] = lambda event: []
         self.deadline: float | None = None
         self.catch_up = SimpleNamespace(certificate=lambda step: None)
+        self.chain = SimpleNamespace(head=SimpleNamespace(step=20))
 
     def handle(self, event: events.Event, now: float) -> list[effects.Effect]:
         self.heard.append(event)

