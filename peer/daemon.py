@@ -50,6 +50,8 @@ STRAGGLER_SECONDS_MAX = 60.0
 """How much longer while others of the run are not done yet: when all who are have gone, nobody is left to tell them
 how it ended. A peer whose worker is just starting anew takes some seconds."""
 FIRST_CONTACT_SECONDS_MAX = 30.0
+COMPANY_SECONDS = 1.0
+"""How often a peer that is no member looks whether anybody is still there."""
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over its certificates at the start, connecting included."""
 CHAIN_ASKED_AT_ONCE_MAX = 16
@@ -216,15 +218,16 @@ class Daemon:
         self._book.contacts = node.contacts
         taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
         searching = asyncio.create_task(discovery.run(), name="discovery")
+        watching = asyncio.create_task(self._watch_for_company(node, parts), name="watch for company")
+        tasks = (taking_part, searching, watching)
         try:
-            await asyncio.wait((taking_part, searching), return_when=asyncio.FIRST_COMPLETED)
-            if searching.done():
-                searching.result()  # it ends only by failing: without a network there is no swarm
-            await taking_part
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # all but the first end only by failing
         finally:
-            for task in (taking_part, searching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(taking_part, searching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _take_part(self, node: Node, parts: Parts) -> None:
         self._phase = "looking for the swarm"
@@ -235,6 +238,18 @@ class Daemon:
         self._began = self._ended = self._place.clock.monotonic_seconds()
         await self._queue.put(await parts.duties.load_newest())
         await self._driver.run()
+
+    async def _watch_for_company(self, node: Node, parts: Parts) -> None:
+        """A member waits for the others as long as it takes; whom the roster does not name waits for nobody.
+
+        Raises Unreachable.
+        """
+        alone = 0
+        while alone * COMPANY_SECONDS < FIRST_CONTACT_SECONDS_MAX:
+            await asyncio.sleep(COMPANY_SECONDS)
+            taking_part = self._began > 0.0 and not node.is_member
+            alone = alone + 1 if taking_part and not parts.links.connected() else 0
+        raise Unreachable("nobody of this swarm answers any more; it may have ended, or the network is down")
 
     async def _sync_chain(self, node: Node, parts: Parts) -> None:
         """Learn the certified past before taking part in the present. A founder of a run that has not begun may

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("tidy")
 
 
 def answer(command: str) -> dict[str, Any] | None:
-    return {"status": {"step": 7, "name": "Zoë"}, "large": {"text": "x" * 300_000}}.get(command)
+    known: dict[str, dict[str, Any]] = {"status": {"step": 7, "name": "Zoë"}, "large": {"text": "x" * 300_000}}
+    return known.get(command)
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def peers_that(*programs: str) -> Callable[[str, Path, int], Sequence[str]]:
 
 
 def options(folder: Path, **changes: Any) -> DemoOptions:
-    return DemoOptions(**({"folder": folder, "peers": 3, "steps": 5} | changes))
+    values: dict[str, Any] = {"folder": folder, "peers": 3, "steps": 5}
+    return DemoOptions(**(values | changes))
 
 
 # --- in one process ----------------------------------------------------------------------------------------
