@@ -48,7 +48,7 @@ def store(pool: SegmentPool) -> Iterator[BlobStore]:
     store = BlobStore(ELEMENTS, pool)
     yield store
     store.close()
-    assert shared_memories() == before
+    assert shared_memories() <= before
 
 
 def test_a_part_goes_into_the_row_of_its_member(store: BlobStore) -> None:
@@ -232,7 +232,7 @@ def test_what_a_stream_still_uses_when_the_peer_ends_goes_with_the_stream(pool: 
         assert place is not None
         store.close()
         place.view[:] = b"x" * 20
-    assert shared_memories() == before
+    assert shared_memories() <= before
 
 
 def test_nothing_grows_over_many_steps(store: BlobStore, pool: SegmentPool) -> None:
