@@ -33,7 +33,7 @@ from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest
 
-LEAVE_SECONDS_MAX = 6.5
+LEAVE_SECONDS_MAX = 8.0
 """How long the others may take to let this peer go. Closing everything may take as long again."""
 WATCH_SECONDS = 0.25
 

@@ -230,6 +230,7 @@ class ComputeClient:
         code = await process.wait()
         if self._connection is connection:
             self._connection = None
+            connection.close()
             if not self._death:
                 self._death = f"the worker process ended with {_exit_text(code)}"
         self._fail_pending()
