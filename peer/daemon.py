@@ -25,7 +25,7 @@ from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
 from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.control_socket import ControlSocket
 from crowdsurf.peer.discovery import AddressBook, Discovery
-from crowdsurf.peer.driver import Driver, Parts
+from crowdsurf.peer.driver import QUEUED_EVENTS_MAX, Driver, Parts
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.fetch import Fetcher, FetchServer
 from crowdsurf.peer.journal import Journal, read_journal
@@ -110,7 +110,7 @@ class Daemon:
         self.metrics = Metrics()
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
         self._place = place
-        self._queue: asyncio.Queue[events.Event] = asyncio.Queue(4096)
+        self._queue: asyncio.Queue[events.Event] = asyncio.Queue(QUEUED_EVENTS_MAX)
         self._driver = Driver(self._queue, place.clock)
         self._book = AddressBook()
         self._node: Node | None = None

@@ -19,7 +19,7 @@ from crowdsurf.peer.transport.base import Stream
 from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, Digest
-from crowdsurf.protocol.messages import Certificate, DigestBytes, Envelope, Step, Want
+from crowdsurf.protocol.messages import Certificate, DigestBytes, Step, Want
 
 CONTROL_STREAM = f"/crowdsurf/{limits.PROTOCOL_VERSION}/control"
 BULK_STREAM = f"/crowdsurf/{limits.PROTOCOL_VERSION}/bulk"
@@ -122,8 +122,3 @@ def decode_want(payload: bytes) -> tuple[Digest, ...]:
     """Raises Refusal."""
     want = wire.unpack(payload, Want, PAYLOAD_BYTES_MAX[FrameKind.WANT])
     return tuple(Digest(name) for name in want.digests)
-
-
-def encode_envelope(envelope: Envelope) -> bytes:
-    """Wire bytes of a signed message."""
-    return wire.pack(envelope)

@@ -45,7 +45,7 @@ class SendEnvelope:
 
 @dataclass(frozen=True, slots=True)
 class SendCertificates:
-    """Send certified steps to some peers, from `first_step` on; older than memory come from the journal."""
+    """Send certified steps to some peers."""
 
     to: tuple[PeerId, ...]
     certificates: tuple[Certificate, ...]
