@@ -151,10 +151,16 @@ class Duties:
             return
         try:
             with self._blobs.using(segment):
-                digest, _ = await asyncio.gather(
+                # Both end before the memory is let go, also when one of them fails.
+                applied, saved = await asyncio.gather(
                     self._client.apply(segment, void, part_ranges(self._info.vector_elements, len(effect.parts))),
                     self._save_update(effect.step, effect.parts, segment),
+                    return_exceptions=True,
                 )
+            for result in (saved, applied):
+                if isinstance(result, BaseException):
+                    raise result
+            digest = applied
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
