@@ -33,7 +33,6 @@ from crowdsurf.peer.keys import PeerKey, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
-from crowdsurf.peer.recovery import certificates_of, recover
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
 from crowdsurf.protocol import effects, events, limits
@@ -43,6 +42,7 @@ from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.recovery import certificates_of, recover
 
 LINGER_SECONDS = 1.5
 """How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""

@@ -22,7 +22,6 @@ from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
-from crowdsurf.peer.recovery import Lock, RecordType
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events, wire
 from crowdsurf.protocol.effects import Effect
@@ -30,6 +29,7 @@ from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest, short
 from crowdsurf.protocol.messages import Want
 from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.recovery import RecordType, record_of
 
 QUEUED_EVENTS_MAX = 4096
 """Events waiting for the rules. When the queue is full, readers of sockets wait, so their senders do."""
@@ -142,17 +142,13 @@ class Driver:
         """SPEC R-2.6: what is signed is durable before it is sent, and what is voted for is kept. Raises WorldError."""
         parts, must_be_durable, waiting_bytes = self._parts, False, 0
         for effect in wanted:
-            record: tuple[RecordType, bytes] | None = None
-            if isinstance(effect, effects.PersistSigned):
-                record = RecordType.SIGNED, wire.pack(effect.envelope)
-            elif isinstance(effect, effects.PersistLock):
+            record = record_of(effect)
+            if isinstance(effect, effects.PersistLock):
                 await parts.duties.save_update(effect.header.step, effect.header.parts)
-                record = RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))
             elif isinstance(effect, effects.PersistCertificate):
                 header = effect.certificate.header
                 if not parts.store.is_located(header.step):
                     parts.store.locate(header.step, header.parts)
-                record = RecordType.CERTIFICATE, wire.pack(effect.certificate)
             elif isinstance(effect, effects.ApplyUpdate):
                 # A state on disk must not be newer than the journal.
                 must_be_durable |= parts.duties.saves_after(effect.step)

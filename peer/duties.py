@@ -23,6 +23,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import digest as digest_of
 from crowdsurf.protocol.manifest import Manifest
 
 CHECKPOINT_STEPS = 10
@@ -32,6 +33,14 @@ DEATHS_MAX = 5
 """A worker that dies this often without finishing anything in between will not be started again."""
 
 log = logging.getLogger(__name__)
+
+
+def aggregation_seed(cut: Digest, part: int) -> bytes:
+    """All the chance a rule may use for one part: 32 bytes from public data, so anybody can repeat the aggregation.
+
+    It is no secret: who commits last, or proposes the cut, can compute it before deciding and try until it suits.
+    """
+    return digest_of("aggregation seed", cut + part.to_bytes(4, "big"))
 
 
 @dataclass(slots=True)
@@ -122,7 +131,14 @@ class Duties:
             elements, output = place.nbytes // ELEMENT_BYTES, place.memory.segment
             with self._blobs.using(segment), self._blobs.using(output):
                 result = await self._client.aggregate(
-                    rule.name, rule.parameters, segment, rows, elements, output, place.offset
+                    rule.name,
+                    rule.parameters,
+                    segment,
+                    rows,
+                    elements,
+                    output,
+                    place.offset,
+                    aggregation_seed(effect.cut, effect.part),
                 )
         except KeyError:
             return  # the step was certified without this aggregate, and its memory is gone

@@ -17,13 +17,13 @@ from crowdsurf.peer.journal import read_journal
 from crowdsurf.peer.keys import verify
 from crowdsurf.peer.launch import load_manifest
 from crowdsurf.peer.offline import Kept, mapped, state_digest, update_matches
-from crowdsurf.peer.recovery import certificates_of
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, digest_text
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import Header
+from crowdsurf.protocol.recovery import certificates_of
 
 
 @dataclass(frozen=True, slots=True)

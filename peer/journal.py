@@ -26,7 +26,6 @@ from crowdsurf.peer.journal_format import (
     RECORD_BYTES_MIN,
     SALT_BYTES,
     Found,
-    Record,
     encode_batch,
     new_file_header,
     read_salt,
@@ -35,6 +34,7 @@ from crowdsurf.peer.journal_format import (
 )
 from crowdsurf.peer.keys import random_bytes
 from crowdsurf.protocol.errors import MisuseError, WorldError
+from crowdsurf.protocol.recovery import Record
 
 JOURNAL_FILE = "journal.log"
 LOCK_FILE = "journal.lock"

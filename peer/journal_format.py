@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from crowdsurf.protocol.errors import WorldError
 from crowdsurf.protocol.ids import digest
+from crowdsurf.protocol.recovery import Record
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 """One record; the largest we write is a certificate of 128 KiB."""
@@ -42,9 +43,6 @@ _OFFSET = struct.Struct("<Q")
 RECORD_BYTES_MIN = _HEADER.size + _CHECKSUM_BYTES
 _CHUNK_BYTES = 1024 * 1024
 _WAY_OUT = "restore the file from a copy, or start with a new identity in another folder"
-
-Record = tuple[int, bytes]
-"""Type (1 to 255) and payload."""
 
 
 class Found(NamedTuple):

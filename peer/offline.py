@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 from crowdsurf.peer.journal import JOURNAL_FILE, read_journal
 from crowdsurf.peer.keys import verify
 from crowdsurf.peer.launch import MANIFEST_FILE, load_manifest
-from crowdsurf.peer.recovery import certificates_of
 from crowdsurf.peer.runs import the_run
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.errors import MisuseError, Refusal
 from crowdsurf.protocol.ids import Digest, blob_digest, digest, digest_text
 from crowdsurf.protocol.messages import Header, header_digest
+from crowdsurf.protocol.recovery import certificates_of
 
 
 @dataclass(slots=True)

@@ -22,7 +22,6 @@ from crowdsurf.peer.journal import read_journal
 from crowdsurf.peer.keys import PeerKey
 from crowdsurf.peer.launch import MemorySwarm, run_folder
 from crowdsurf.peer.links import Link
-from crowdsurf.peer.recovery import RecordType
 from crowdsurf.protocol import events, limits, wire
 from crowdsurf.protocol.assignment import ELEMENT_BYTES
 from crowdsurf.protocol.envelope import slot_of
@@ -30,6 +29,7 @@ from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest
 from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection, run_id_of
 from crowdsurf.protocol.messages import Certificate, Envelope
+from crowdsurf.protocol.recovery import RecordType
 
 ELEMENTS = 46
 STATE_BYTES = ELEMENTS * ELEMENT_BYTES
@@ -173,6 +173,7 @@ class FakeCompute:
         elements: int,
         output: Segment,
         output_offset: int = 0,
+        seed: bytes = bytes(32),
     ) -> AggregateResult:
         async with self._lock:
             await self._turn("aggregate")

@@ -13,8 +13,8 @@ import pytest
 from crowdsurf.peer import demo as demo_module
 from crowdsurf.peer.demo import Demo, DemoOptions, View, check_options, failed
 from crowdsurf.peer.journal import read_journal
-from crowdsurf.peer.recovery import RecordType
 from crowdsurf.protocol.errors import MisuseError, WorldError
+from crowdsurf.protocol.recovery import RecordType
 from tests.peer.shell import FakeCompute, soon
 
 pytestmark = pytest.mark.usefixtures("tidy")

@@ -19,7 +19,6 @@ from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.driver import EVENTS_PER_BATCH, FETCHES_AT_ONCE_MAX, Driver, Parts
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.metrics import Metrics
-from crowdsurf.peer.recovery import RecordType, recover
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.effects import ExpectAggregate
@@ -27,8 +26,9 @@ from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest
 from crowdsurf.protocol.messages import Certificate, Envelope, Kind, Vote
+from crowdsurf.protocol.recovery import RecordType, recover
 from tests.peer.shell import ELEMENTS, STATE_BYTES, key_of, soon, until
-from tests.peer.test_recovery import header
+from tests.protocol.test_recovery import header
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

@@ -27,7 +27,7 @@ from crowdsurf.protocol.ids import Digest, blob_digest
 from crowdsurf.protocol.manifest import encode_manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate
 from tests.peer.shell import Inbox, key_of, manifest_of, soon, until
-from tests.peer.test_recovery import header
+from tests.protocol.test_recovery import header
 
 pytestmark = pytest.mark.usefixtures("tidy")
 

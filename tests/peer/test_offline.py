@@ -14,11 +14,11 @@ from crowdsurf.peer.export import export_model
 from crowdsurf.peer.journal import JOURNAL_FILE, Journal, read_journal
 from crowdsurf.peer.keys import PeerKey
 from crowdsurf.peer.offline import verify_path
-from crowdsurf.peer.recovery import RecordType, certificates_of
 from crowdsurf.protocol import wire
 from crowdsurf.protocol.chain import Chain, vote_message
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.recovery import RecordType, certificates_of
 from tests.cli.small_run import STEPS, SmallRun, make_small_run
 
 

@@ -108,8 +108,8 @@ async def check_refusals(client: ComputeClient, pool: SegmentPool, tmp_path: Pat
         await client.work(SEED, [(0, 1 << 40)], segment)
     with pytest.raises(MisuseError, match="outside a segment"):
         await client.digest_blob(segment, 0, 1 << 40)
-    with pytest.raises(MisuseError, match="'krum' is unknown"):
-        await client.aggregate("krum", {}, segment, [0], 4, segment, 400)
+    with pytest.raises(MisuseError, match="'crumb' is unknown"):
+        await client.aggregate("crumb", {}, segment, [0], 4, segment, 400)
     with pytest.raises(WorldError, match="cannot write"):
         await client.export(tmp_path / "missing" / "model.safetensors")
     floats(segment).fill_(float("nan"))

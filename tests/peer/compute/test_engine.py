@@ -127,7 +127,7 @@ def test_everything_wrong_with_a_manifest_is_reported_at_once(make_manifest: Mak
 @pytest.mark.parametrize(
     ("task", "sentence"),
     [
-        (TaskSection(name="chess"), "task 'chess' is not installed; installed are: digits, text"),
+        (TaskSection(name="chess"), "task 'chess' is not installed; installed are: digits, quadratic, text"),
         (TaskSection(name="digits", version=9), "needs version 9 of task 'digits', installed is version 1"),
         (TaskSection(name="digits", dataset_digest=bytes(32)), "the data of task 'digits' here have digest b3:"),
     ],

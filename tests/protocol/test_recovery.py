@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from crowdsurf.peer.recovery import Lock, RecordType, certificates_of, recover
 from crowdsurf.protocol import wire
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Refusal, WorldError
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, Kind, Vote
+from crowdsurf.protocol.recovery import Lock, RecordType, certificates_of, recover
 from tests.peer.shell import key_of
 
 KEY = key_of(0)

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from crowdsurf.peer.journal_format import Record
-from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol import effects, limits, wire
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, View
 from crowdsurf.protocol.node import Recovered
+
+Record = tuple[int, bytes]
+"""Type (1 to 255) and payload."""
 
 
 class RecordType(enum.IntEnum):
@@ -32,6 +34,17 @@ class Lock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     header: Header
     view: View
+
+
+def record_of(effect: effects.Effect) -> Record | None:
+    """What the journal keeps of an effect; None for those it does not keep."""
+    if isinstance(effect, effects.PersistSigned):
+        return RecordType.SIGNED, wire.pack(effect.envelope)
+    if isinstance(effect, effects.PersistLock):
+        return RecordType.LOCK, wire.pack(Lock(effect.header, effect.view))
+    if isinstance(effect, effects.PersistCertificate):
+        return RecordType.CERTIFICATE, wire.pack(effect.certificate)
+    return None
 
 
 def recover(records: Iterable[Record]) -> Recovered:

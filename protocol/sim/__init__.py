@@ -1,0 +1,1 @@
+"""The whole swarm in one process, under virtual time, from one seed."""

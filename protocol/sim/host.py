@@ -1,0 +1,509 @@
+"""One simulated peer: the product's `Node`, and around it what the daemon does, in virtual time.
+
+The idea: this is the live driver (`peer/driver.py`) with the world taken out. Effects are carried out in the same
+order, what must be durable is synced before anything is sent, results come back as events after a while. A crash
+comes between any two effects. What an adversary changes, it changes here: in what is computed and what is sent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crowdsurf.protocol import assignment, effects, events, limits
+from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.sim.compute import Compute, Work
+from crowdsurf.protocol.sim.disk import CHECKPOINT_STEPS, Disk
+from crowdsurf.protocol.sim.keys import SimulatedSigner
+from crowdsurf.protocol.sim.network import Network
+from crowdsurf.protocol.sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    from crowdsurf.protocol.sim.adversaries import Adversary
+
+ENVELOPE_OVERHEAD_BYTES = 210
+"""Signature, ids, slot and frame around a payload."""
+CERTIFICATE_BYTES = 4096
+REQUEST_BYTES = 64
+FETCH_SECONDS_MAX = 3.0
+"""An unanswered request for bytes is given up after so long."""
+APPLY_SECONDS = 0.01
+WORKER_START_SECONDS = 1.0
+NO_STATE_PAUSE_SECONDS = 1.0
+MEMORY_STEPS = 2
+"""Blobs of older steps are gone from memory."""
+UNEXPECTED_BLOBS_MAX = 4 * limits.ROSTER_PEERS_MAX
+"""Blobs that came before anybody knew what they are."""
+
+
+class World:
+    """What all hosts of a simulation share."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        network: Network,
+        compute: Compute,
+        chance: random.Random,
+        make_node: Callable[[SimulatedSigner], Node],
+    ) -> None:
+        self.timeline = timeline
+        self.network = network
+        self.compute = compute
+        self.chance = chance
+        self.make_node = make_node
+        self.hosts: dict[PeerId, Host] = {}
+        self.work_seconds = 0.4
+        """How long a work unit usually takes."""
+        self.observers: list[Observer] = []
+
+
+class Observer:
+    """Sees what happens to hosts; checkers and traces are observers."""
+
+    def on_event(self, host: Host, event: events.Event) -> None:
+        """An event is about to be given to a host's node."""
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """An honest host, or an adversary after its changes, carries out an effect."""
+
+    def on_state(self, host: Host, step: int, digest: Digest) -> None:
+        """A host holds the state before `step`."""
+
+    def after(self, host: Host) -> None:
+        """A host has carried out everything that followed from an event."""
+
+
+@dataclass(slots=True)
+class Timings:
+    """What the clock of one host shows: `local = virtual * rate + offset`."""
+
+    rate: float = 1.0
+    offset: float = 0.0
+
+    def local(self, virtual: float) -> float:
+        """The host's clock at a virtual moment."""
+        return virtual * self.rate + self.offset
+
+    def virtual(self, local: float) -> float:
+        """The virtual moment of a time on the host's clock."""
+        return (local - self.offset) / self.rate
+
+
+class Host:
+    """One peer. `give` is its only door; everything else is what it does by itself."""
+
+    def __init__(self, world: World, number: int, signer: SimulatedSigner, adversary: Adversary | None = None) -> None:
+        self.world = world
+        self.number = number
+        self.signer = signer
+        self.id = signer.peer_id
+        self.adversary = adversary
+        self.clock = Timings()
+        self.speed = 1.0
+        """Factor on the time of its work units."""
+        self.disk = Disk()
+        self.alive = False
+        self.started = False
+        self.leaving = False
+        self.finished = ""
+        self.state = Digest(b"")
+        self.state_step = 0
+        self.node: Node
+        self.refused: list[effects.Refused] = []
+        self.stories: dict[int, effects.StepCertified] = {}
+        self.crash_at_effect: int | None = None
+        """Die before the so-manieth effect from now."""
+        self._life = 0
+        self._work = 0
+        self._asking_state = 0
+        self._tick_at: float | None = None
+        self._blobs: dict[int, set[bytes]] = {}
+        self._expected: dict[bytes, int] = {}
+        """Bytes somebody waits for, by digest, and the step they were first waited for in."""
+        self._fetching: set[bytes] = set()
+        self._unexpected: dict[bytes, int] = {}
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    @property
+    def honest(self) -> bool:
+        """Whether it follows the rules."""
+        return self.adversary is None
+
+    @property
+    def step(self) -> int:
+        """The step it is in."""
+        return self.node.chain.head.step
+
+    def start(self) -> None:
+        """Begin, or begin again with what the disk kept."""
+        self._life += 1
+        self.alive, self.started, self.finished, self._tick_at = True, True, "", None
+        self._blobs, self._expected, self._fetching, self._unexpected = {}, {}, set(), {}
+        self.node = self.world.make_node(self.signer)
+        self.node.restore(self.disk.recovered())
+        self._load_newest_state()
+
+    def crash(self) -> None:
+        """Die now; memory is lost, and the journal's last batch is torn."""
+        self._life += 1
+        self.alive, self.crash_at_effect = False, None
+        self.disk.crash(self.world.chance)
+
+    def lose_worker(self) -> None:
+        """The compute worker dies: what it was doing and its state are gone; blobs are the daemon's."""
+        if self.alive and not self.finished:
+            self._life += 1
+            self._tick_at = None
+            self.give(events.StateLost())
+            self.later(WORKER_START_SECONDS, self._load_newest_state)
+
+    def _load_newest_state(self) -> None:
+        step = max((s for s in self.disk.states if s <= self.step), default=0)
+        digest = self.disk.states.get(step) if step else self.world.compute.initial_state()
+        if digest is not None:
+            self._hold_state(step, digest)
+            self.give(events.StateReady(step, digest))
+
+    # --- events in ---------------------------------------------------------------------------------------
+
+    def give(self, event: events.Event) -> None:
+        """Hand an event to the node and carry out what follows."""
+        if not self.alive:
+            return
+        world = self.world
+        for observer in world.observers:
+            observer.on_event(self, event)
+        wanted = self.node.handle(event, self.clock.local(world.timeline.now))
+        if wanted:
+            self._carry_out(wanted)
+        if self.alive:
+            self._arm()
+        for observer in world.observers:
+            observer.after(self)
+
+    def later(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
+        """Do something unless the host dies before."""
+        self.world.timeline.after(seconds, self._if_still, self._life, action, *arguments)
+
+    def _if_still(self, life: int, action: Callable[..., object], *arguments: object) -> None:
+        if life == self._life and self.alive:
+            action(*arguments)
+
+    def _arm(self) -> None:
+        deadline = self.node.next_deadline()
+        if deadline is None:
+            return
+        moment = self.clock.virtual(deadline)
+        if self._tick_at is None or moment < self._tick_at:
+            self._tick_at = moment
+            self.world.timeline.at(moment, self._if_still, self._life, self._tick, moment)
+
+    def _tick(self, moment: float) -> None:
+        if moment != self._tick_at:
+            return  # an earlier one took its place
+        self._tick_at = None
+        deadline = self.node.next_deadline()
+        # Rounding between the two clocks must not make a deadline come a hair too early for ever.
+        if deadline is not None and self.clock.local(self.world.timeline.now) + 1e-9 >= deadline:
+            self._give_tick(deadline)
+        else:
+            self._arm()
+
+    def _give_tick(self, deadline: float) -> None:
+        world = self.world
+        for observer in world.observers:
+            observer.on_event(self, events.Tick())
+        self._carry_out(self.node.handle(events.Tick(), max(deadline, self.clock.local(world.timeline.now))))
+        if self.alive:
+            self._arm()
+        for observer in world.observers:
+            observer.after(self)
+
+    # --- effects out -------------------------------------------------------------------------------------
+
+    def _carry_out(self, wanted: list[Effect]) -> None:
+        if self.adversary is not None:
+            wanted = self.adversary.change(self, wanted)
+        self._persist(wanted)
+        for effect in wanted:
+            if self.crash_at_effect is not None:
+                self.crash_at_effect -= 1
+                if self.crash_at_effect < 0:
+                    self.crash()
+            if not self.alive:
+                return
+            for observer in self.world.observers:
+                observer.on_effect(self, effect)
+            self._do(effect)
+
+    def _persist(self, wanted: Iterable[Effect]) -> None:
+        """As the driver's `persist`: append all, sync when something was signed or a state will be saved."""
+        must_be_durable = False
+        for effect in wanted:
+            if isinstance(effect, effects.PersistSigned | effects.PersistLock | effects.PersistCertificate):
+                self.disk.append(effect)
+                must_be_durable |= not isinstance(effect, effects.PersistCertificate)
+                if isinstance(effect, effects.PersistLock):
+                    self.disk.save_update(effect.header.step, effect.header.parts)
+            elif isinstance(effect, effects.ApplyUpdate):
+                must_be_durable |= (effect.step + 1) % CHECKPOINT_STEPS == 0
+        if must_be_durable:
+            if self.crash_at_effect == 0:
+                self.crash()  # in the middle of the write
+                return
+            self.disk.sync()
+
+    def _do(self, effect: Effect) -> None:
+        action = _ACTIONS.get(type(effect))
+        if action is not None:
+            action(self, effect)
+
+    def _send_envelope(self, effect: effects.SendEnvelope) -> None:
+        event = events.EnvelopeReceived(self.id, effect.envelope)
+        nbytes = len(effect.envelope.payload) + ENVELOPE_OVERHEAD_BYTES
+        self._send_to(effect.to, nbytes, event)
+
+    def _send_to(self, to: Iterable[PeerId], nbytes: int, event: events.Event) -> None:
+        hosts, send = self.world.hosts, self.world.network.send
+        for peer in to:
+            receiver = hosts.get(peer)
+            if receiver is not None:
+                send(self.number, receiver.number, nbytes, receiver.give, event)
+
+    def _send_certificates(self, effect: effects.SendCertificates) -> None:
+        for certificate in effect.certificates:
+            self._send_to(effect.to, CERTIFICATE_BYTES, events.CertificateReceived(self.id, certificate))
+
+    def _send_want(self, effect: effects.SendWant) -> None:
+        self._send_to((effect.to,), 32 * len(effect.digests), events.WantReceived(self.id, effect.digests))
+
+    def _finish(self, effect: effects.Finished) -> None:
+        self.finished = effect.reason
+
+    def _note_refusal(self, effect: effects.Refused) -> None:
+        if len(self.refused) < 1000:
+            self.refused.append(effect)
+
+    def _note_story(self, effect: effects.StepCertified) -> None:
+        self.stories[effect.step] = effect
+        oldest = effect.step - MEMORY_STEPS
+        for step in [step for step in self._blobs if step < oldest]:
+            del self._blobs[step]
+        self._expected = {digest: step for digest, step in self._expected.items() if step >= oldest}
+        self._unexpected = {digest: step for digest, step in self._unexpected.items() if step >= oldest}
+
+    # --- bytes -------------------------------------------------------------------------------------------
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether it can serve these bytes, from memory or from disk."""
+        return any(digest in blobs for blobs in self._blobs.values()) or self.disk.has_part(digest)
+
+    def hold(self, digest: bytes) -> None:
+        """Keep bytes in memory, with the step they came in."""
+        self._blobs.setdefault(self.step, set()).add(digest)
+
+    def _send_blob(self, effect: effects.SendBlob) -> None:
+        if not self.holds(effect.digest):
+            return  # the worker died since
+        nbytes = self._part_bytes()
+        for peer in effect.to:
+            receiver = self.world.hosts.get(peer)
+            if receiver is not None:
+                self.world.network.send_bulk(self.number, receiver.number, nbytes, receiver.take_blob, effect.digest)
+
+    def _part_bytes(self) -> int:
+        return assignment.part_bytes(self.world.compute.elements, max(len(self.node.chain.head.roster), 1), 0)
+
+    def take_blob(self, digest: Digest) -> None:
+        """Bytes came in; those nobody waits for yet are kept aside, as in a live peer's sockets."""
+        if not self.alive:
+            return
+        if digest in self._expected or digest in self._fetching:
+            self._fetching.discard(digest)
+            self.hold(digest)
+            self.give(events.BlobArrived(digest))
+        elif len(self._unexpected) < UNEXPECTED_BLOBS_MAX:
+            self._unexpected[digest] = self.step
+
+    def _expect(self, effect: effects.ExpectPart | effects.ExpectAggregate) -> None:
+        self._expected.setdefault(effect.digest, self.step)
+        if effect.digest in self._unexpected:
+            del self._unexpected[effect.digest]
+            self.later(0.0, self.take_blob, effect.digest)
+
+    def _fetch_blob(self, effect: effects.FetchBlob) -> None:
+        if effect.digest not in self._fetching:
+            self._fetching.add(effect.digest)
+            self._try_fetch(effect.digest, effect.candidates)
+
+    def _try_fetch(self, digest: Digest, candidates: tuple[PeerId, ...]) -> None:
+        if digest not in self._fetching:
+            return  # it came
+        if self.holds(digest):
+            self.later(0.0, self.take_blob, digest)
+        elif candidates:
+            self._ask(candidates[0], lambda other: other.answer_blob(self, digest))
+            self.later(FETCH_SECONDS_MAX, self._try_fetch, digest, candidates[1:])
+        else:
+            self._fetching.discard(digest)
+            self.later(0.0, self.give, events.BlobFailed(digest))
+
+    def answer_blob(self, asker: Host, digest: Digest) -> None:
+        """Serve bytes if they are here; else nothing, and the asker's patience ends by itself."""
+        if self.holds(digest) and (self.adversary is None or self.adversary.serves(self)):
+            self.world.network.send_bulk(self.number, asker.number, self._part_bytes(), asker.take_blob, digest)
+
+    def _ask(self, peer: PeerId, answer: Callable[[Host], object]) -> None:
+        """Bring a question to another host, if it gets there."""
+        other = self.world.hosts.get(peer)
+        if other is not None:
+            ask = _answer_if_alive
+            self.world.network.send_bulk(self.number, other.number, REQUEST_BYTES, ask, other, answer)
+
+    # --- the chain and states ----------------------------------------------------------------------------
+
+    def _request_chain(self, effect: effects.RequestChain) -> None:
+        self._ask(effect.peer, lambda other: other.answer_chain(self, effect.first_step))
+
+    def answer_chain(self, asker: Host, first_step: int) -> None:
+        """Send certified steps from the first one asked for on."""
+        found = self.disk.certificates[first_step : first_step + limits.CERTIFICATES_PER_RESPONSE_MAX]
+        certificates: tuple[Certificate, ...] = tuple(found)
+        nbytes = CERTIFICATE_BYTES * max(len(found), 1)
+        event = events.ChainReceived(self.id, certificates)
+        self.world.network.send_bulk(self.number, asker.number, nbytes, asker.give, event)
+
+    def _request_state(self, effect: effects.RequestState) -> None:
+        self._try_state(effect.candidates)
+
+    def _try_state(self, candidates: tuple[PeerId, ...]) -> None:
+        token = self._asking_state = self._asking_state + 1
+        if not candidates:
+            self.later(NO_STATE_PAUSE_SECONDS, self.give, events.StateFailed())
+            return
+        self._ask(candidates[0], lambda other: other.answer_state(self, token))
+        self.later(FETCH_SECONDS_MAX, self._state_next, token, candidates[1:])
+
+    def _state_next(self, token: int, candidates: tuple[PeerId, ...]) -> None:
+        if token == self._asking_state:
+            self._try_state(candidates)
+
+    def answer_state(self, asker: Host, token: int) -> None:
+        """Serve the newest kept state that a certificate vouches for."""
+        certified = [step for step in self.disk.states if step < len(self.disk.certificates)]
+        if certified:
+            step = max(certified)
+            digest = self.disk.states[step]
+            if self.adversary is not None:
+                digest = self.adversary.serve_state(self, digest)
+            nbytes = 4 * self.world.compute.elements
+            take = asker.take_state
+            self.world.network.send_bulk(self.number, asker.number, nbytes, take, token, step, digest, self.id)
+
+    def take_state(self, token: int, step: int, digest: Digest, source: PeerId) -> None:
+        """A whole state came in. As in the driver, one that no certificate here vouches for is not loaded."""
+        if not self.alive or token != self._asking_state:
+            return
+        if step > self.step:
+            # It is ahead of us: with its certificates we shall know what to make of its state.
+            self._request_chain(effects.RequestChain(source, self.step))
+        certificate = self.node.catch_up.certificate(step)
+        if certificate is not None and certificate.header.state == digest:
+            self._asking_state += 1
+            self.disk.save_state(step, digest)
+            self._hold_state(step, digest)
+            self.give(events.StateReady(step, digest, source))
+
+    # --- computing ---------------------------------------------------------------------------------------
+
+    def _compute_work(self, effect: effects.ComputeWork) -> None:
+        faults, chance = self.world.network.faults, self.world.chance
+        token = self._work = self._work + 1
+        seconds = self.world.work_seconds * self.speed * (0.9 + 0.2 * chance.random())
+        if faults.straggle and chance.random() < faults.straggle:
+            seconds *= faults.straggle_factor
+        fails = bool(faults.work_failure) and chance.random() < faults.work_failure
+        self.later(seconds, self._work_ready, token, effect, fails)
+
+    def _work_ready(self, token: int, effect: effects.ComputeWork, fails: bool) -> None:
+        if token != self._work:
+            return
+        if fails:
+            self.give(events.WorkFailed(effect.step, "a simulated failure"))
+            return
+        work = self.world.compute.work(self.state, effect.seed, effect.parts)
+        if self.adversary is not None:
+            work = self.adversary.work(self, effect, work)
+        self._work_done(effect.step, work)
+
+    def _work_done(self, step: int, work: Work) -> None:
+        self._blobs.setdefault(self.step, set()).update(work.parts)
+        self.give(events.WorkDone(step, work.parts, work.loss, work.samples))
+
+    def _cancel_work(self, effect: effects.CancelWork) -> None:
+        self._work += 1
+
+    def _aggregate(self, effect: effects.AggregatePart) -> None:
+        faults, chance = self.world.network.faults, self.world.chance
+        if not (faults.aggregate_failure and chance.random() < faults.aggregate_failure):
+            self.later(APPLY_SECONDS, self._aggregated, effect)
+
+    def _aggregated(self, effect: effects.AggregatePart) -> None:
+        found = self.world.compute.aggregate(effect.inputs, effect.cut, effect.part)
+        if found is None:
+            return  # nothing finite to aggregate: the part stays void
+        digest, included = found
+        if self.adversary is not None:
+            digest = self.adversary.aggregate(self, effect, digest)
+        self.hold(digest)
+        self.give(events.PartAggregated(effect.step, effect.cut, effect.part, digest, included))
+
+    def _apply(self, effect: effects.ApplyUpdate) -> None:
+        if effect.step == self.state_step:
+            self.disk.save_update(effect.step, effect.parts)
+            self.later(APPLY_SECONDS, self._applied, effect)
+
+    def _applied(self, effect: effects.ApplyUpdate) -> None:
+        state = self.world.compute.apply(self.state, effect.parts)
+        step = effect.step + 1
+        self._hold_state(step, state)
+        if step % CHECKPOINT_STEPS == 0:
+            self.disk.save_state(step, state)
+        self.give(events.StateReady(step, state))
+
+    def _hold_state(self, step: int, digest: Digest) -> None:
+        self.state_step, self.state = step, digest
+        for observer in self.world.observers:
+            observer.on_state(self, step, digest)
+
+
+def _answer_if_alive(other: Host, answer: Callable[[Host], object]) -> None:
+    if other.alive:
+        answer(other)
+
+
+_ACTIONS: dict[type, Callable[[Host, object], None]] = {
+    effects.SendEnvelope: Host._send_envelope,  # type: ignore[dict-item]
+    effects.SendCertificates: Host._send_certificates,  # type: ignore[dict-item]
+    effects.SendWant: Host._send_want,  # type: ignore[dict-item]
+    effects.SendBlob: Host._send_blob,  # type: ignore[dict-item]
+    effects.ExpectPart: Host._expect,  # type: ignore[dict-item]
+    effects.ExpectAggregate: Host._expect,  # type: ignore[dict-item]
+    effects.FetchBlob: Host._fetch_blob,  # type: ignore[dict-item]
+    effects.RequestChain: Host._request_chain,  # type: ignore[dict-item]
+    effects.RequestState: Host._request_state,  # type: ignore[dict-item]
+    effects.ComputeWork: Host._compute_work,  # type: ignore[dict-item]
+    effects.CancelWork: Host._cancel_work,  # type: ignore[dict-item]
+    effects.AggregatePart: Host._aggregate,  # type: ignore[dict-item]
+    effects.ApplyUpdate: Host._apply,  # type: ignore[dict-item]
+    effects.Finished: Host._finish,  # type: ignore[dict-item]
+    effects.Refused: Host._note_refusal,  # type: ignore[dict-item]
+    effects.StepCertified: Host._note_story,  # type: ignore[dict-item]
+}
