@@ -7,6 +7,7 @@ proposer proposes the same cut, so a crash is waited for once. SPEC R-4.13 to R-
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,32 +73,31 @@ class AcceptedCut:
 
     def _my_inputs(self, facts: StepFacts) -> list[Input]:
         """Every input of the parts this member aggregates, by part and member."""
-        inputs = []
-        for part, aggregator in enumerate(self.duties):
-            if aggregator != self._me:
-                continue
-            for index, _ in self.cut.commits:
-                commit = self._transcript.commit_in(self.cut, index, facts.peers[index])
-                if commit is not None:
-                    inputs.append(Input(part, index, facts.peers[index], Digest(commit.parts[part])))
-        return inputs
+        commits = self._transcript.commits_in(self.cut, facts.peers)
+        return [
+            Input(part, index, facts.peers[index], Digest(commit.parts[part]))
+            for part, aggregator in enumerate(self.duties)
+            if aggregator == self._me
+            for index, commit in commits.items()
+        ]
 
-    def parts_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> list[Input]:
+    # The three questions are asked after every message, and almost always the first answer is all that matters:
+    # hence iterators.
+
+    def parts_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[Input]:
         """Inputs of this member's own parts that are neither here nor given up."""
-        return [item for item in self.inputs if item.digest not in blobs and item.peer not in gone]
+        return (item for item in self.inputs if item.digest not in blobs and item.peer not in gone)
 
-    def aggregates_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> list[int]:
+    def aggregates_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[int]:
         """Parts whose aggregate is not held and may still come."""
-        lacking = []
         for part, aggregator in enumerate(self.duties):
             said = self._transcript.aggregate(self.name, part, aggregator)
             held = said is not None and said.digest in blobs
             idle = aggregator == self._me and part not in self.aggregating
             hopeless = said is None and (aggregator in gone or idle)
             if not held and not hopeless:
-                lacking.append(part)
-        return lacking
+                yield part
 
-    def reveals_lacking(self, gone: set[PeerId]) -> list[PeerId]:
+    def reveals_lacking(self, gone: set[PeerId]) -> Iterator[PeerId]:
         """Contributors whose nonce is not open and may still come."""
-        return [peer for peer in self.contributors if peer not in self._transcript.reveals and peer not in gone]
+        return (peer for peer in self.contributors if peer not in self._transcript.reveals and peer not in gone)

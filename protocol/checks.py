@@ -10,7 +10,7 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Reveal, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Reveal
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.transcript import Transcript
@@ -59,10 +59,11 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
     cut = transcript.cut(aggregate.cut)
     if cut is None:
         return
-    if facts.duties(cut)[aggregate.part] != opened.sender:
+    known = facts.of_cut(cut)
+    if known.duties[aggregate.part] != opened.sender:
         raise Refusal(Code.BAD_AGGREGATE, f"part {aggregate.part} is not this member's to aggregate")
-    included = indexes_of(aggregate.included)
-    if not included or not set(included) <= {index for index, _ in cut.commits}:
+    included = int.from_bytes(aggregate.included, "little")
+    if not included or included & ~known.contributors:
         raise Refusal(Code.BAD_AGGREGATE, "it includes parts of members that are not in the cut")
 
 

@@ -56,6 +56,10 @@ class Opened(NamedTuple):
         return PeerId(self.envelope.sender)
 
 
+Opener = Callable[[Envelope], Opened]
+"""`open_envelope` for one run. Raises Refusal."""
+
+
 def slot_of(envelope: Envelope) -> Slot:
     """The slot an envelope fills."""
     return Slot(envelope.step, envelope.view, envelope.kind, envelope.subject)

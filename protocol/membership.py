@@ -73,6 +73,10 @@ class Membership:
         """Everyone whose join request is pending."""
         return set(self._joins)
 
+    def is_candidate(self, peer: PeerId) -> bool:
+        """Whether its join request is pending."""
+        return peer in self._joins
+
     def departed(self, peer: PeerId) -> bool:
         """Whether it was a member until lately, and perhaps does not know that it is none any more."""
         return peer in self._left

@@ -29,6 +29,7 @@ from crowdsurf.protocol.effects import (
 from crowdsurf.protocol.envelope import (
     Equivocation,
     Opened,
+    Opener,
     Signer,
     Slot,
     Verify,
@@ -54,6 +55,8 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.step import StepMachine, timing_of
 
+_ADVANCING = (events.EnvelopeReceived, events.BlobArrived, events.WorkDone, events.PartAggregated)
+"""Events after which the machine has looked at its table itself."""
 _VIEWLESS = frozenset({Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE})
 
 
@@ -70,9 +73,13 @@ class Recovered:
 class Node:
     """One peer's rules. Drive it with `handle` and `next_deadline`; see `events.py` and `effects.py`."""
 
-    def __init__(self, manifest: Manifest, signer: Signer, verify: Verify, elements: int) -> None:
+    def __init__(
+        self, manifest: Manifest, signer: Signer, verify: Verify, elements: int, opener: Opener | None = None
+    ) -> None:
+        """`opener` stands in for `open_envelope` where many nodes live together and each message is opened once."""
         self.manifest = manifest
         self.chain = Chain(manifest)
+        self._open = opener or (lambda envelope: open_envelope(envelope, self.chain.run_id, verify))
         self.me = signer.peer_id
         self.machine: StepMachine | None = None
         self.catch_up = CatchUp(elements)
@@ -148,7 +155,7 @@ class Node:
         elif isinstance(event, events.WantReceived):
             self._on_want(event)
         elif isinstance(event, events.PeerGone):
-            if event.peer in self.contacts():
+            if self._is_contact(event.peer):
                 self._gone.add(event.peer)
         elif isinstance(event, events.PeerSeen):
             self._gone.discard(event.peer)
@@ -169,7 +176,7 @@ class Node:
             machine.on_part_aggregated(event, now)
         else:
             self._on_state(event)
-        if self.machine is not None:
+        if self.machine is not None and not isinstance(event, _ADVANCING):
             self.machine.advance(now)
 
     def _on_state(self, event: Event) -> None:
@@ -203,7 +210,7 @@ class Node:
         if envelope.run_id != self.chain.run_id:
             raise Refusal(Code.WRONG_RUN, "the message belongs to another run")
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
-            self._on_membership(open_envelope(envelope, self.chain.run_id, self._verify), now)
+            self._on_membership(self._open(envelope), now)
             return
         if envelope.step < self._step:
             self._on_late(source, envelope)
@@ -219,7 +226,7 @@ class Node:
     def _on_step_message(self, envelope: Envelope, now: float) -> None:
         if self.machine is None:
             return
-        opened = open_envelope(envelope, self.chain.run_id, self._verify)
+        opened = self._open(envelope)
         _check_slot_form(envelope)
         conflict = self.machine.transcript.check_slot(opened)
         if conflict is not None:
@@ -240,7 +247,7 @@ class Node:
             self._note_ahead(source, envelope.step)
         if envelope.step > self._step + 1:
             raise Refusal(Code.FUTURE, f"step {envelope.step} is not known here yet")
-        if source not in self.contacts():
+        if not self._is_contact(source):
             raise Refusal(Code.NOT_MEMBER, "the sender is neither a member nor has it asked to join")
         if source not in self._early and len(self._early) >= limits.ROSTER_PEERS_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many peers are ahead")
@@ -261,7 +268,7 @@ class Node:
             self.machine.joins, self.machine.leaves = self.membership.joins(head), self.membership.leaves(head)
 
     def _on_want(self, event: events.WantReceived) -> None:
-        if self.machine is None or event.source not in self.contacts():
+        if self.machine is None or not self._is_contact(event.source):
             return
         for name in event.digests:
             for opened in self.machine.forwardable(name):
@@ -344,7 +351,7 @@ class Node:
             if (kept := [envelope for envelope in envelopes if envelope.step >= self._step])
         }
         self.membership.on_head(head.roster, self.chain.head)
-        self._gone.intersection_update(self.contacts())
+        self._gone &= self._contacts()
         if head.roster.peers != self.chain.head.roster.peers:
             self._effects.append(RosterChanged(self.contacts()))
 
@@ -370,7 +377,7 @@ class Node:
     def _progress(self, now: float) -> None:
         """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
         self._ask_for_chain(now)
-        self._effects += self.catch_up.advance(self._step, self._reachable())
+        self._apply(self._step)
         if self.catch_up.step != self._step or self.finished:
             return
         if self.manifest.steps and self._step >= self.manifest.steps:
@@ -379,13 +386,18 @@ class Node:
             if self.machine is None:
                 self._begin(now)
                 # Messages that were waiting may have certified the step at once; then the next one is due.
-                self._effects += self.catch_up.advance(self._step, self._reachable())
+                self._apply(self._step)
             if self._leaving:
                 self._announce(Kind.LEAVE, Leave(), now)
         elif self._leaving:
             self._finish("this peer has left the roster")
         else:
             self._announce(Kind.JOIN, Join(), now)
+
+    def _apply(self, step: int) -> None:
+        """Apply certified steps up to this one, or ask for what that needs."""
+        if self.catch_up.step != step:
+            self._effects += self.catch_up.advance(step, self._reachable())
 
     def _begin(self, now: float) -> None:
         head = self.chain.head
@@ -395,7 +407,7 @@ class Node:
         machine.joins, machine.leaves = self.membership.joins(head), self.membership.leaves(head)
         self.machine = machine
         self._announce_at = now if self._leaving else None
-        signed = [self._reopen(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
+        signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
         locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
         machine.start(signed, max(locks, key=lambda lock: lock[1], default=None), now)
         early, self._early = self._early, {}
@@ -403,9 +415,6 @@ class Node:
             for envelope in envelopes:
                 self._guard(source, lambda source=source, envelope=envelope: self._on_envelope(source, envelope, now))
         self._collect(now)
-
-    def _reopen(self, envelope: Envelope) -> Opened:
-        return open_envelope(envelope, self.chain.run_id, self._verify)
 
     def _remember_signed(self) -> None:
         """The step will be begun again: its new machine must know what was signed in it (SPEC R-2.7)."""
@@ -465,12 +474,18 @@ class Node:
 
     def contacts(self) -> tuple[PeerId, ...]:
         """Peers to stay connected to and to tell about certified steps."""
-        peers = set(self.chain.head.roster.peers) | self.membership.candidates()
-        return tuple(sorted(peers - {self.me}))
+        return tuple(sorted(self._contacts()))
+
+    def _contacts(self) -> set[PeerId]:
+        return (set(self.chain.head.roster.peers) | self.membership.candidates()) - {self.me}
+
+    def _is_contact(self, peer: PeerId) -> bool:
+        is_there = peer in self.chain.head.roster.indexes or self.membership.is_candidate(peer)
+        return is_there and peer != self.me
 
     def _is_known(self, peer: PeerId) -> bool:
         """Whether a peer is a contact, or was a member until lately and may still think it is one."""
-        return peer in self.contacts() or self.membership.departed(peer)
+        return self._is_contact(peer) or self.membership.departed(peer)
 
     def _reachable(self) -> tuple[PeerId, ...]:
         """Members to fetch from, those whose connection is not known to be broken first."""

@@ -7,7 +7,7 @@ what is missing (to be asked for) or with a refusal. SPEC R-4.20 to R-4.24.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -18,9 +18,19 @@ from crowdsurf.protocol.chain import Head, check_header, following_roster
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Commit, Cut, Header, bitmap_of, indexes_of
 from crowdsurf.protocol.roster import admitted
 from crowdsurf.protocol.transcript import Transcript
+
+
+class CutFacts(NamedTuple):
+    """What follows from a cut."""
+
+    cut: Cut
+    duties: tuple[PeerId, ...]
+    """Who aggregates each part."""
+    contributors: int
+    """The members that contribute, as the number their bitmap spells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +42,27 @@ class StepFacts:
     state: Digest
     """State digest before the step."""
 
+    _cuts: dict[int, CutFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Worked out once for each cut, because every aggregate that is heard asks; by the cut's address, which stays its
+    own as long as the entry keeps it alive."""
+
     @property
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
 
+    def of_cut(self, cut: Cut) -> CutFacts:
+        """What follows from a cut of this step."""
+        found = self._cuts.get(id(cut))
+        if found is None:
+            contributors = tuple(index for index, _ in cut.commits)
+            indexes = assignment.aggregators(self.head.beacon, contributors, len(self.peers))
+            duties = tuple(self.peers[index] for index in indexes)
+            found = self._cuts[id(cut)] = CutFacts(cut, duties, sum(1 << index for index in contributors))
+        return found
+
     def duties(self, cut: Cut) -> tuple[PeerId, ...]:
         """Who aggregates each part under a cut."""
-        contributors = tuple(index for index, _ in cut.commits)
-        indexes = assignment.aggregators(self.head.beacon, contributors, len(self.peers))
-        return tuple(self.peers[index] for index in indexes)
+        return self.of_cut(cut).duties
 
 
 class Missing(NamedTuple):
@@ -64,7 +86,8 @@ def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cu
     for part, aggregator in enumerate(facts.duties(cut)):
         said = transcript.aggregate(cut_name, part, aggregator)
         parts.append(said.digest if said is not None and said.digest in blobs else b"")
-    nonces = tuple(_opened_nonce(facts, transcript, cut, index) for index in range(size))
+    commits = transcript.commits_in(cut, facts.peers)
+    nonces = tuple(_opened_nonce(facts, transcript, commits, index) for index in range(size))
     joined, left = membership_changes(facts, transcript, cut)
     head = facts.head
     header = Header(
@@ -85,12 +108,11 @@ def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cu
     return msgspec.structs.replace(header, next_roster=following.digest)
 
 
-def _opened_nonce(facts: StepFacts, transcript: Transcript, cut: Cut, member: int) -> bytes:
+def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: dict[int, Commit], member: int) -> bytes:
     """The nonce a member revealed, if it opens the commit that the cut names; empty otherwise. A member that signed
     two commits may have opened the other one."""
-    peer = facts.peers[member]
-    commit = transcript.commit_in(cut, member, peer)
-    nonce = transcript.reveals.get(peer, b"")
+    commit = commits.get(member)
+    nonce = transcript.reveals.get(facts.peers[member], b"")
     return nonce if nonce and commit is not None and nonce_digest(nonce) == commit.nonce_digest else b""
 
 
@@ -98,8 +120,7 @@ def membership_changes(
     facts: StepFacts, transcript: Transcript, cut: Cut
 ) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """Who joins and who leaves, a function of the cut's commits alone. All of them must be held."""
-    commits = [transcript.commit_in(cut, index, facts.peers[index]) for index, _ in cut.commits]
-    held = [commit for commit in commits if commit is not None]
+    held = list(transcript.commits_in(cut, facts.peers).values())
     members = set(facts.peers)
     newcomers = {peer for commit in held for peer in commit.joins if peer not in members}
     if facts.manifest.admission != "open":
@@ -134,8 +155,9 @@ def examine(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header:
 
 
 def _check_nonces(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> None:
+    commits = transcript.commits_in(cut, facts.peers)
     for index, nonce in enumerate(header.nonces):
-        commit = transcript.commit_in(cut, index, facts.peers[index])
+        commit = commits.get(index)
         if nonce and (commit is None or nonce_digest(nonce) != commit.nonce_digest):
             raise Refusal(Code.BAD_OUTCOME, f"the nonce of member {index} is not the one it committed to")
 
@@ -172,8 +194,8 @@ def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], head
         said = transcript.aggregate(header.cut, part, aggregator)
         if said is not None and not header.parts[part] and said.digest in blobs:
             dropped.append((aggregator, "aggregate"))
-    for index, _ in cut.commits:
-        peer = facts.peers[index]
-        if not header.nonces[index] and _opened_nonce(facts, transcript, cut, index):
-            dropped.append((peer, "reveal"))
+    commits = transcript.commits_in(cut, facts.peers)
+    for index in commits:
+        if not header.nonces[index] and _opened_nonce(facts, transcript, commits, index):
+            dropped.append((facts.peers[index], "reveal"))
     return dropped

@@ -7,6 +7,7 @@ which things arrive cannot matter beyond what the rules say, and every rule is o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from crowdsurf.protocol import assignment, checks, limits
@@ -249,10 +250,10 @@ class StepMachine:
         if self.phase is Phase.SIGN or accepted is None:
             return Trigger.VIEW_CHANGED if late else None
         if self.phase is Phase.EXCHANGE:
-            return Trigger.PARTS_IN if late or not self.parts_lacking() else None
+            return Trigger.PARTS_IN if late or _none(self.parts_lacking()) else None
         if self.phase is Phase.AGGREGATE:
-            return Trigger.AGGREGATES_IN if late or not self.aggregates_lacking() else None
-        return Trigger.REVEALS_IN if late or not accepted.reveals_lacking(self.gone) else None
+            return Trigger.AGGREGATES_IN if late or _none(self.aggregates_lacking()) else None
+        return Trigger.REVEALS_IN if late or _none(accepted.reveals_lacking(self.gone)) else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -262,7 +263,7 @@ class StepMachine:
             self._deadline = now + self._timing.work.bound_seconds()
             if self._work_failed:
                 self._compute_work()
-        return Trigger.COMMITS_IN if enough and (late or not self.commits_lacking()) else None
+        return Trigger.COMMITS_IN if enough and (late or _none(self.commits_lacking())) else None
 
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -272,24 +273,24 @@ class StepMachine:
             return None
         return Trigger.VIEW_CHANGED if late else None
 
-    def parts_lacking(self) -> list[Input]:
+    def parts_lacking(self) -> Iterator[Input]:
         """Inputs this member still waits for."""
-        return self.accepted.parts_lacking(self._blobs, self.gone) if self.accepted is not None else []
+        return self.accepted.parts_lacking(self._blobs, self.gone) if self.accepted is not None else iter(())
 
-    def aggregates_lacking(self) -> list[int]:
+    def aggregates_lacking(self) -> Iterator[int]:
         """Parts whose aggregate this member still waits for."""
-        return self.accepted.aggregates_lacking(self._blobs, self.gone) if self.accepted is not None else []
+        return self.accepted.aggregates_lacking(self._blobs, self.gone) if self.accepted is not None else iter(())
 
-    def commits_lacking(self) -> list[PeerId]:
+    def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed."""
         members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
-        return [
+        return (
             peer
             for peer, member in members
             if peer not in self.transcript.commits
             and peer not in self.gone
             and (member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
-        ]
+        )
 
     # --- entering phases ---------------------------------------------------------------------------------
 
@@ -588,3 +589,8 @@ class StepMachine:
     def _nonce(self) -> bytes:
         step = self.facts.head.step.to_bytes(8, "big")
         return self._signer.nonce(self._run_id + step + self.facts.head.previous)
+
+
+def _none(items: Iterator[object]) -> bool:
+    """Whether nothing comes."""
+    return next(items, None) is None

@@ -109,17 +109,19 @@ class Transcript:
             self._by_digest[opened.digest] = opened
             self._per_member[opened.sender] = said + 1
 
-    def commit_in(self, cut: Cut, member: int, peer: PeerId) -> Commit | None:
-        """The commit a cut names for a member, if heard from that member."""
-        name = next((name for index, name in cut.commits if index == member), None)
-        held = self._by_digest.get(name) if name is not None else None
-        if held is None or held.sender != peer or not isinstance(held.payload, Commit):
-            return None
-        return held.payload
+    def commits_in(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[int, Commit]:
+        """The commits a cut names, by rising member index, as far as they were heard from these members."""
+        found = {}
+        for index, name in cut.commits:
+            held = self._by_digest.get(name)
+            if held is not None and held.sender == peers[index] and isinstance(held.payload, Commit):
+                found[index] = held.payload
+        return found
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""
-        return [Digest(name) for index, name in cut.commits if self.commit_in(cut, index, peers[index]) is None]
+        held = self.commits_in(cut, peers)
+        return [Digest(name) for index, name in cut.commits if index not in held]
 
 
 def _names_blob(opened: Opened, digest: bytes) -> bool:

@@ -68,6 +68,7 @@ class SameState(Checker):
     """All honest peers hold the same state before a step, and it is the one its header names."""
 
     name = "same_state"
+    sees_effects = (effects.PersistCertificate,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +91,7 @@ class OneOutcome(Checker):
     """No fork: two honest peers never certify different headers for one step."""
 
     name = "one_outcome"
+    sees_effects = (effects.PersistCertificate,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,32 +106,36 @@ class OneOutcome(Checker):
 
 
 class NothingLost(Checker):
-    """A certified step stays certified: an honest peer's chain grows by one, and after a restart starts at no less
-    than what its disk had made durable."""
+    """A certified step stays certified: an honest peer's chain grows by one, and a restarted one starts with no less
+    than what its disk had made durable, in which no step is missing."""
 
     name = "nothing_lost"
+    sees_effects = (effects.PersistCertificate,)
 
     def __init__(self) -> None:
         super().__init__()
         self._heads: dict[int, tuple[object, int]] = {}
 
-    def after(self, host: Host) -> None:
-        """Compare the chain with what it was."""
-        if not host.honest or not host.alive:
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Compare the step that is certified with the one before."""
+        if not host.honest or not isinstance(effect, effects.PersistCertificate):
             return
-        node, step = host.node, host.node.chain.head.step
-        known = self._heads.get(host.number)
-        if known is not None and known[0] is node and step < known[1]:
-            self.report(host, f"its chain went back from step {known[1]} to {step}")
-        if step < len(host.disk.certificates):
-            self.report(host, f"its disk has {len(host.disk.certificates)} certified steps, its chain only {step}")
-        self._heads[host.number] = (node, step)
+        step, durable = effect.certificate.header.step, len(host.disk.certificates)
+        node, last = self._heads.get(host.number, (None, -1))
+        if node is host.node and step != last + 1:
+            self.report(host, f"step {step} is certified after step {last}")
+        if node is not host.node and step < durable - 1:
+            self.report(host, f"it certifies step {step} although its disk has {durable} steps")
+        if durable and host.disk.certificates[-1].header.step != durable - 1:
+            self.report(host, "a step is missing on its disk")
+        self._heads[host.number] = (host.node, step)
 
 
 class SignedOnce(Checker):
     """An honest peer never signs two different messages for one slot, crashes and restarts included."""
 
     name = "signed_once"
+    sees_effects = (effects.SendEnvelope,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,6 +160,7 @@ class DurableFirst(Checker):
     """What an honest peer signs is on its disk before it is sent."""
 
     name = "durable_first"
+    sees_effects = (effects.SendEnvelope,)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Ask the disk."""
@@ -166,28 +173,42 @@ class DurableFirst(Checker):
             )
 
 
-class NoHonestBlame(Checker):
+class EvidenceChecker(Checker):
+    """Base: looks at every piece of evidence an honest peer holds, once."""
+
+    sees_effects = (effects.PersistCertificate, effects.Refused)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, tuple[object, int]] = {}
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Look for new evidence."""
+        if not host.honest:
+            return
+        node, seen = self._seen.get(host.number, (None, 0))
+        for pair in host.node.evidence[seen if node is host.node else 0 :]:
+            self.check(host, pair)
+        self._seen[host.number] = (host.node, len(host.node.evidence))
+
+    def check(self, host: Host, pair: Equivocation) -> None:
+        """Judge one piece."""
+        raise NotImplementedError
+
+
+class NoHonestBlame(EvidenceChecker):
     """No honest peer is ever proven guilty: what other peers hold as evidence never names one."""
 
     name = "no_honest_blame"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[int, int] = {}
-
-    def after(self, host: Host) -> None:
-        """Look at new evidence."""
-        if not host.honest or not host.alive:
-            return
-        evidence = host.node.evidence
-        for pair in evidence[self._seen.get(host.number, 0) :]:
-            accused = host.world.hosts.get(PeerId(pair.first.sender))
-            if accused is not None and accused.honest:
-                self.report(host, f"it holds evidence against honest peer {accused.number}")
-        self._seen[host.number] = len(evidence)
+    def check(self, host: Host, pair: Equivocation) -> None:
+        """Who is accused?"""
+        accused = host.world.hosts.get(PeerId(pair.first.sender))
+        if accused is not None and accused.honest:
+            self.report(host, f"it holds evidence against honest peer {accused.number}")
 
 
-class EvidenceHolds(Checker):
+class EvidenceHolds(EvidenceChecker):
     """Whatever a peer holds as evidence convinces anybody who has its bytes and the run's id alone."""
 
     name = "evidence_holds"
@@ -195,28 +216,23 @@ class EvidenceHolds(Checker):
     def __init__(self, verify: Callable[[PeerId, bytes, bytes], bool]) -> None:
         super().__init__()
         self._verify = verify
-        self._seen: dict[int, int] = {}
 
-    def after(self, host: Host) -> None:
-        """Re-check new evidence from its bytes."""
-        if not host.honest or not host.alive:
-            return
-        evidence = host.node.evidence
-        for pair in evidence[self._seen.get(host.number, 0) :]:
-            try:
-                copy = Equivocation(decode_envelope(wire.pack(pair.first)), decode_envelope(wire.pack(pair.second)))
-                convinces = is_equivocation(copy, host.node.chain.run_id, self._verify)
-            except Refusal:
-                convinces = False
-            if not convinces:
-                self.report(host, "its evidence proves nothing")
-        self._seen[host.number] = len(evidence)
+    def check(self, host: Host, pair: Equivocation) -> None:
+        """Take it apart again, from its bytes."""
+        try:
+            copy = Equivocation(decode_envelope(wire.pack(pair.first)), decode_envelope(wire.pack(pair.second)))
+            convinces = is_equivocation(copy, host.node.chain.run_id, self._verify)
+        except Refusal:
+            convinces = False
+        if not convinces:
+            self.report(host, "its evidence proves nothing")
 
 
 class BoundedQueues(Checker):
     """Nothing a peer can be made to hold grows beyond its bound."""
 
     name = "bounded_queues"
+    sees_effects = (effects.PersistCertificate,)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Look once a step, before it is over."""
@@ -259,6 +275,7 @@ class HeaderFollows(Checker):
     """Every fact of a certified header follows from messages that its members really signed, worked out again here."""
 
     name = "header_follows"
+    sees_effects = (effects.PersistCertificate, effects.SendEnvelope)
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,14 +383,13 @@ class Awake(Checker):
     """After every event a node wants to be called later, not at once again: nobody spins."""
 
     name = "awake"
+    sees_effects = (effects.PersistCertificate,)
 
-    def after(self, host: Host) -> None:
-        """Ask for the next deadline."""
-        if not host.alive:
-            return
-        deadline = host.node.next_deadline()
-        if deadline is not None and host.clock.virtual(deadline) < host.world.timeline.now - 1e-6:
-            self.report(host, "it wants to be called in the past")
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Ask the host, which asks its node after every event."""
+        if host.late_deadlines:
+            self.report(host, f"it wanted to be called in the past {host.late_deadlines} times")
+            host.late_deadlines = 0
 
 
 def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker]:

@@ -8,9 +8,10 @@ comes between any two effects. What an adversary changes, it changes here: in wh
 from __future__ import annotations
 
 import random
+import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from crowdsurf.protocol import assignment, effects, events, limits
 from crowdsurf.protocol.effects import Effect
@@ -35,6 +36,8 @@ FETCH_SECONDS_MAX = 3.0
 APPLY_SECONDS = 0.01
 WORKER_START_SECONDS = 1.0
 NO_STATE_PAUSE_SECONDS = 1.0
+CLOCK_ROUNDING_SECONDS = 1e-6
+"""Going from one clock to the other and back must not make a deadline come a hair too early for ever."""
 MEMORY_STEPS = 2
 """Blobs of older steps are gone from memory."""
 UNEXPECTED_BLOBS_MAX = 4 * limits.ROSTER_PEERS_MAX
@@ -60,11 +63,28 @@ class World:
         self.hosts: dict[PeerId, Host] = {}
         self.work_seconds = 0.4
         """How long a work unit usually takes."""
-        self.observers: list[Observer] = []
+        self._event_observers: list[Callable[[Host, events.Event], None]] = []
+        self._effect_observers: dict[type, list[Callable[[Host, Effect], None]]] = {kind: [] for kind in EFFECT_TYPES}
+        self._state_observers: list[Callable[[Host, int, Digest], None]] = []
+
+    def watch(self, observer: Observer) -> None:
+        """Let an observer see what it asks for."""
+        if observer.sees_events:
+            self._event_observers.append(observer.on_event)
+        for kind in observer.sees_effects:
+            self._effect_observers[kind].append(observer.on_effect)
+        self._state_observers.append(observer.on_state)
+
+
+EFFECT_TYPES: tuple[type, ...] = typing.get_args(Effect)
 
 
 class Observer:
-    """Sees what happens to hosts; checkers and traces are observers."""
+    """Sees what happens to hosts; checkers and traces are observers. It says what it wants to see, because most of
+    a simulation is messages and most observers look at few things."""
+
+    sees_events: ClassVar[bool] = False
+    sees_effects: ClassVar[tuple[type, ...]] = ()
 
     def on_event(self, host: Host, event: events.Event) -> None:
         """An event is about to be given to a host's node."""
@@ -74,9 +94,6 @@ class Observer:
 
     def on_state(self, host: Host, step: int, digest: Digest) -> None:
         """A host holds the state before `step`."""
-
-    def after(self, host: Host) -> None:
-        """A host has carried out everything that followed from an event."""
 
 
 @dataclass(slots=True)
@@ -119,6 +136,8 @@ class Host:
         self.stories: dict[int, effects.StepCertified] = {}
         self.crash_at_effect: int | None = None
         """Die before the so-manieth effect from now."""
+        self.late_deadlines = 0
+        """How often its node wanted to be called in the past."""
         self._life = 0
         self._work = 0
         self._asking_state = 0
@@ -175,18 +194,17 @@ class Host:
 
     def give(self, event: events.Event) -> None:
         """Hand an event to the node and carry out what follows."""
-        if not self.alive:
-            return
-        world = self.world
-        for observer in world.observers:
-            observer.on_event(self, event)
-        wanted = self.node.handle(event, self.clock.local(world.timeline.now))
+        if self.alive:
+            self._handle(event, self.clock.local(self.world.timeline.now))
+
+    def _handle(self, event: events.Event, now: float) -> None:
+        for see in self.world._event_observers:
+            see(self, event)
+        wanted = self.node.handle(event, now)
         if wanted:
             self._carry_out(wanted)
         if self.alive:
             self._arm()
-        for observer in world.observers:
-            observer.after(self)
 
     def later(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
         """Do something unless the host dies before."""
@@ -201,6 +219,8 @@ class Host:
         if deadline is None:
             return
         moment = self.clock.virtual(deadline)
+        if moment < self.world.timeline.now - CLOCK_ROUNDING_SECONDS:
+            self.late_deadlines += 1
         if self._tick_at is None or moment < self._tick_at:
             self._tick_at = moment
             self.world.timeline.at(moment, self._if_still, self._life, self._tick, moment)
@@ -210,21 +230,11 @@ class Host:
             return  # an earlier one took its place
         self._tick_at = None
         deadline = self.node.next_deadline()
-        # Rounding between the two clocks must not make a deadline come a hair too early for ever.
-        if deadline is not None and self.clock.local(self.world.timeline.now) + 1e-9 >= deadline:
-            self._give_tick(deadline)
+        now = self.clock.local(self.world.timeline.now)
+        if deadline is not None and now + CLOCK_ROUNDING_SECONDS >= deadline:
+            self._handle(_TICK, max(deadline, now))
         else:
             self._arm()
-
-    def _give_tick(self, deadline: float) -> None:
-        world = self.world
-        for observer in world.observers:
-            observer.on_event(self, events.Tick())
-        self._carry_out(self.node.handle(events.Tick(), max(deadline, self.clock.local(world.timeline.now))))
-        if self.alive:
-            self._arm()
-        for observer in world.observers:
-            observer.after(self)
 
     # --- effects out -------------------------------------------------------------------------------------
 
@@ -232,6 +242,7 @@ class Host:
         if self.adversary is not None:
             wanted = self.adversary.change(self, wanted)
         self._persist(wanted)
+        observers = self.world._effect_observers
         for effect in wanted:
             if self.crash_at_effect is not None:
                 self.crash_at_effect -= 1
@@ -239,9 +250,12 @@ class Host:
                     self.crash()
             if not self.alive:
                 return
-            for observer in self.world.observers:
-                observer.on_effect(self, effect)
-            self._do(effect)
+            kind = type(effect)
+            for see in observers[kind]:
+                see(self, effect)
+            action = _ACTIONS.get(kind)
+            if action is not None:
+                action(self, effect)
 
     def _persist(self, wanted: Iterable[Effect]) -> None:
         """As the driver's `persist`: append all, sync when something was signed or a state will be saved."""
@@ -259,11 +273,6 @@ class Host:
                 self.crash()  # in the middle of the write
                 return
             self.disk.sync()
-
-    def _do(self, effect: Effect) -> None:
-        action = _ACTIONS.get(type(effect))
-        if action is not None:
-            action(self, effect)
 
     def _send_envelope(self, effect: effects.SendEnvelope) -> None:
         event = events.EnvelopeReceived(self.id, effect.envelope)
@@ -480,8 +489,11 @@ class Host:
 
     def _hold_state(self, step: int, digest: Digest) -> None:
         self.state_step, self.state = step, digest
-        for observer in self.world.observers:
-            observer.on_state(self, step, digest)
+        for see in self.world._state_observers:
+            see(self, step, digest)
+
+
+_TICK = events.Tick()
 
 
 def _answer_if_alive(other: Host, answer: Callable[[Host], object]) -> None:

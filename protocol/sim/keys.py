@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 
-from crowdsurf.protocol.envelope import Signer
+from crowdsurf.protocol.envelope import Opened, Opener, Signer, open_envelope
 from crowdsurf.protocol.ids import PeerId, peer_id_from_public_key
+from crowdsurf.protocol.messages import Envelope
 
 _MEMORY_MAX = 1 << 16
 """Remembered answers; a step of 64 peers needs about 400."""
@@ -42,10 +43,24 @@ class Registry:
     def __init__(self) -> None:
         self._signers: dict[PeerId, SimulatedSigner] = {}
         self._known: dict[tuple[PeerId, bytes, bytes], bool] = {}
+        self._opened: dict[int, tuple[Envelope, Opened]] = {}
 
     def add(self, signer: SimulatedSigner) -> None:
         """Make a peer's signatures verifiable."""
         self._signers[signer.peer_id] = signer
+
+    def opener(self, run_id: bytes) -> Opener:
+        """Opens each envelope once for all its receivers, who are handed the very same object."""
+
+        def open_once(envelope: Envelope) -> Opened:
+            known = self._opened.get(id(envelope))
+            if known is None:
+                if len(self._opened) >= _MEMORY_MAX:
+                    self._opened.clear()
+                known = self._opened[id(envelope)] = envelope, open_envelope(envelope, run_id, self.verify)
+            return known[1]
+
+        return open_once
 
     def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Whether a signature is the peer's. The answer never changes, so it is worked out once for all peers."""

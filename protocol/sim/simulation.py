@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from crowdsurf.protocol import effects
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection
+from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection, run_id_of
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.sim.adversaries import ATTACKS, Mind
 from crowdsurf.protocol.sim.checkers import Progress, Violation, all_checkers
@@ -69,6 +70,31 @@ class Report:
         return [host for host in self.hosts if host.honest]
 
 
+class Goal(Observer):
+    """Knows, without asking everybody after every message, how far honest hosts are."""
+
+    sees_effects = (effects.StepCertified, effects.Finished)
+
+    def __init__(self, hosts: list[Host], step: int) -> None:
+        self.step = step
+        self.first_step = 0
+        self._hosts = hosts
+        self._look = True
+
+    def on_effect(self, host: Host, effect: effects.Effect) -> None:
+        """Note that a host got on."""
+        self._look = True
+        if host.honest and isinstance(effect, effects.StepCertified):
+            self.first_step = max(self.first_step, effect.step + 1)
+
+    def everybody_is_done(self) -> bool:
+        """Whether every honest host that ever started has finished."""
+        if self._look:
+            self._look = False
+            return all(host.finished for host in self._hosts if host.honest and host.started)
+        return False
+
+
 class Simulation:
     """One run. `observers` may be added before `run`."""
 
@@ -82,15 +108,17 @@ class Simulation:
         self.chance = random.Random(f"simulation {plan.seed}")
         self.registry = Registry()
         self.network = Network(self.timeline, self.chance, plan.faults)
+        self._opener = self.registry.opener(run_id_of(manifest))
         self.trace = TraceDigest()
         self.checkers = all_checkers(self.registry.verify)
         self.world = World(self.timeline, self.network, compute, self.chance, self._make_node)
-        self.world.observers = [self.trace, *self.checkers, *(observers or [])]
+        for observer in (self.trace, *self.checkers, *(observers or [])):
+            self.world.watch(observer)
         self.hosts = self._make_hosts()
         self.nemesis = Nemesis(self.world, self.hosts, plan.peers)
 
     def _make_node(self, signer: SimulatedSigner) -> Node:
-        return Node(self.manifest, signer, self.registry.verify, self.world.compute.elements)
+        return Node(self.manifest, signer, self.registry.verify, self.world.compute.elements, self._opener)
 
     def _make_hosts(self) -> list[Host]:
         plan, chance = self.plan, self.chance
@@ -114,22 +142,23 @@ class Simulation:
     def run(self) -> Report:
         """Both phases, then the verdict."""
         plan, timeline = self.plan, self.timeline
+        goal = Goal(self.hosts, round(plan.faulty_share * self.manifest.steps))
+        self.world.watch(goal)
         for host in self.hosts[: plan.peers]:
             host.start()
         self.nemesis.begin()
-        enough = plan.faulty_share * self.manifest.steps
         honest = [host for host in self.hosts if host.honest]
-        timeline.run(lambda: any(host.alive and host.step >= enough for host in honest), plan.faulty_seconds_max)
+        timeline.run(lambda: goal.first_step >= goal.step, plan.faulty_seconds_max)
         stopped_at = timeline.now
         self.nemesis.stop()
         left = self.manifest.steps - max((host.step for host in honest if host.alive), default=0)
         bound = timeline.now + plan.liveness_seconds + plan.step_seconds * max(left, 1)
-        timeline.run(self._everybody_is_done, bound)
+        timeline.run(goal.everybody_is_done, bound)
         for checker in self.checkers:
             if isinstance(checker, Progress):
                 for host in honest:
                     if host.started:
-                        checker.finish(host, self._is_done(host))
+                        checker.finish(host, bool(host.finished))
         return Report(
             virtual_seconds=timeline.now,
             events=self.trace.events,
@@ -140,13 +169,6 @@ class Simulation:
             compute=self.world.compute,
             faults_stopped_at=stopped_at,
         )
-
-    def _everybody_is_done(self) -> bool:
-        return all(self._is_done(host) for host in self.hosts if host.honest and host.started)
-
-    @staticmethod
-    def _is_done(host: Host) -> bool:
-        return bool(host.finished)
 
 
 def signers(seed: int, count: int) -> list[SimulatedSigner]:

@@ -17,7 +17,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import Kind
-from crowdsurf.protocol.sim.host import Host, Observer
+from crowdsurf.protocol.sim.host import EFFECT_TYPES, Host, Observer
 
 _EVENT_CODES = {
     kind: code
@@ -49,6 +49,8 @@ _ENTRY = struct.Struct("<dHH")
 class TraceDigest(Observer):
     """A running digest over (time, host, event, what identifies it) of every event."""
 
+    sees_events = True
+
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self.events = 0
@@ -75,6 +77,9 @@ class TraceDigest(Observer):
 class TraceWriter(Observer):
     """One JSON object a line: {"t","host","event"|"effect", fields…}; peers are their numbers."""
 
+    sees_events = True
+    sees_effects = tuple(kind for kind in EFFECT_TYPES if kind not in (effects.ExpectPart, effects.ExpectAggregate))
+
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
 
@@ -84,8 +89,7 @@ class TraceWriter(Observer):
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Write what it did."""
-        if not isinstance(effect, effects.ExpectPart | effects.ExpectAggregate):
-            self._line(host, "effect", effect)
+        self._line(host, "effect", effect)
 
     def _line(self, host: Host, what: str, value: Any) -> None:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -62,9 +62,8 @@ def test_a_commit_counts_only_for_the_member_that_signed_it() -> None:
     heard = Transcript()
     heard.add(STEP.transcript.commits[STEP.peers[1]])
     assert heard.missing_commits(cut, STEP.peers) == [digest for index, digest in cut.commits if index != 1]
-    assert heard.commit_in(cut, 1, STEP.peers[1]) is not None
-    assert heard.commit_in(cut, 1, STEP.peers[2]) is None
-    assert heard.commit_in(cut, 3, STEP.peers[3]) is None
+    assert set(heard.commits_in(cut, STEP.peers)) == {1}
+    assert not heard.commits_in(cut, (*STEP.peers[2:], *STEP.peers[:2]))
 
 
 def test_both_commits_of_a_member_that_signed_two_can_be_shown() -> None:
