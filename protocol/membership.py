@@ -40,10 +40,15 @@ class Membership:
             self._joins.popitem(last=False)
 
     def on_leave(self, peer: PeerId, step: int, head: Head) -> None:
-        """Remember a goodbye said at `step`. Raises Refusal."""
+        """Remember a goodbye said at `step`; from a candidate it withdraws the request to join. Raises Refusal."""
         self._check_age(step, head)
         if peer not in head.roster.indexes:
-            raise Refusal(Code.NOT_MEMBER, "it is not a member")
+            if self._joins.get(peer, step + 1) > step:
+                raise Refusal(Code.NOT_MEMBER, "it is not a member")
+            del self._joins[peer]
+            if len(self._left) < limits.ROSTER_PEERS_MAX:
+                self._left[peer] = step
+            return
         if step < head.roster.members[head.roster.indexes[peer]].joined:
             raise Refusal(Code.EXPIRED, "the goodbye is older than the membership")
         self._leaves[peer] = step

@@ -99,6 +99,8 @@ class Node:
         self._announce_at: float | None = None
         self._recovered = Recovered()
         self._leaving = False
+        self._asked_to_join = False
+        self._leave_asked_step = 0
         self._effects: list[Effect] = []
 
     # --- the whole interface -----------------------------------------------------------------------------
@@ -160,6 +162,8 @@ class Node:
         elif isinstance(event, events.PeerSeen):
             self._gone.discard(event.peer)
         elif isinstance(event, events.LeaveAsked):
+            if not self._leaving:
+                self._leave_asked_step = self._step
             self._leaving = True
             self._announce_at = now
         elif isinstance(event, events.BlobArrived):
@@ -378,6 +382,8 @@ class Node:
         """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
         self._ask_for_chain(now)
         self._apply(self._step)
+        if self._leaving and self._is_out():
+            self._finish("this peer has left the roster")
         if self.catch_up.step != self._step or self.finished:
             return
         if self.manifest.steps and self._step >= self.manifest.steps:
@@ -390,9 +396,17 @@ class Node:
             if self._leaving:
                 self._announce(Kind.LEAVE, Leave(), now)
         elif self._leaving:
-            self._finish("this peer has left the roster")
+            self._announce(Kind.LEAVE, Leave(), now)
         else:
+            self._asked_to_join = True
             self._announce(Kind.JOIN, Join(), now)
+
+    def _is_out(self) -> bool:
+        """Whether nobody will wait for this peer if it goes now. Commits of this step and the next may still carry
+        its request to join."""
+        if self.is_member:
+            return len(self.chain.head.roster) == 1
+        return not self._asked_to_join or self._step >= self._leave_asked_step + 2
 
     def _apply(self, step: int) -> None:
         """Apply certified steps up to this one, or ask for what that needs."""
@@ -439,7 +453,7 @@ class Node:
         opened = seal(self._signer, self.chain.run_id, slot, payload)
         to = tuple(peer for peer in self.chain.head.roster.peers if peer != self.me)
         self._effects += [PersistSigned(opened.envelope), SendEnvelope(to, opened.envelope)]
-        if kind is Kind.LEAVE:
+        if kind is Kind.LEAVE and self.is_member:
             self.membership.on_leave(self.me, self._step, self.chain.head)
             if self.machine is not None:
                 self.machine.leaves = self.membership.leaves(self.chain.head)

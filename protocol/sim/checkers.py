@@ -9,59 +9,21 @@ purpose, one by one, to show that each checker fires (tests/simulation).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from crowdsurf.protocol import effects, limits, wire
-from crowdsurf.protocol.beacon import next_beacon, nonce_digest
+from crowdsurf.protocol import effects, events, limits, wire
+from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Equivocation, decode_envelope, is_equivocation
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import (
-    PAYLOAD_TYPES,
-    Aggregate,
-    Certificate,
-    Commit,
-    Cut,
-    Envelope,
-    Header,
-    Kind,
-    Reveal,
-    header_digest,
-    indexes_of,
-    payload_digest,
-)
-from crowdsurf.protocol.sim.host import Host, Observer
+from crowdsurf.protocol.messages import Header, Kind, header_digest
+from crowdsurf.protocol.sim.checker import Checker, Violation
+from crowdsurf.protocol.sim.header_follows import HeaderFollows
+from crowdsurf.protocol.sim.host import Host
 from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
 
-
-class Violation(NamedTuple):
-    """A promise that was broken."""
-
-    checker: str
-    time: float
-    """Virtual seconds."""
-    host: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.checker}: t={self.time:.3f} peer {self.host}: {self.text}"
-
-
-class Checker(Observer):
-    """Base of all checkers."""
-
-    name: ClassVar[str]
-    VIOLATIONS_MAX: ClassVar[int] = 20
-    """Kept of one kind; the first one is what matters."""
-
-    def __init__(self) -> None:
-        self.violations: list[Violation] = []
-
-    def report(self, host: Host, text: str) -> None:
-        """Note a violation."""
-        if len(self.violations) < self.VIOLATIONS_MAX:
-            self.violations.append(Violation(self.name, host.world.timeline.now, host.number, text))
+__all__ = ["Checker", "Violation", "all_checkers"]
 
 
 class SameState(Checker):
@@ -110,25 +72,101 @@ class NothingLost(Checker):
     than what its disk had made durable, in which no step is missing."""
 
     name = "nothing_lost"
-    sees_effects = (effects.PersistCertificate,)
+    sees_effects = (effects.PersistCertificate, effects.SendEnvelope)
 
     def __init__(self) -> None:
         super().__init__()
         self._heads: dict[int, tuple[object, int]] = {}
+        self._durable: dict[int, int] = {}
+        """Certified steps that each host has relied on as durable."""
+
+    def on_state(self, host: Host, step: int, digest: Digest) -> None:
+        """A host that starts again holds a state first: compare its chain with what was durable."""
+        known = self._heads.get(host.number)
+        if not host.honest or (known is not None and known[0] is host.node):
+            return
+        durable = max(self._durable.get(host.number, 0), len(host.disk.certificates))
+        if host.step < durable:
+            self.report(host, f"it starts in step {host.step} although {durable} steps were durable")
+        self._heads[host.number] = host.node, host.step - 1
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Compare the step that is certified with the one before."""
-        if not host.honest or not isinstance(effect, effects.PersistCertificate):
+        """Compare the step that is certified with the one before; note what is relied on."""
+        if not host.honest:
             return
-        step, durable = effect.certificate.header.step, len(host.disk.certificates)
-        node, last = self._heads.get(host.number, (None, -1))
+        if not isinstance(effect, effects.PersistCertificate):
+            self._durable[host.number] = max(self._durable.get(host.number, 0), len(host.disk.certificates))
+            return
+        step, certificates = effect.certificate.header.step, host.disk.certificates
+        node, last = self._heads.get(host.number, (host.node, step - 1))
         if node is host.node and step != last + 1:
             self.report(host, f"step {step} is certified after step {last}")
-        if node is not host.node and step < durable - 1:
-            self.report(host, f"it certifies step {step} although its disk has {durable} steps")
-        if durable and host.disk.certificates[-1].header.step != durable - 1:
+        if certificates and certificates[-1].header.step != len(certificates) - 1:
             self.report(host, "a step is missing on its disk")
-        self._heads[host.number] = (host.node, step)
+        self._heads[host.number] = host.node, step
+
+
+class QuorumSigned(Checker):
+    """Every certificate an honest peer follows carries the valid votes of more than half of the step's members."""
+
+    name = "quorum_signed"
+    sees_effects = (effects.PersistCertificate,)
+
+    def __init__(self, verify: Callable[[PeerId, bytes, bytes], bool]) -> None:
+        super().__init__()
+        self._verify = verify
+        self._valid: dict[tuple[bytes, PeerId, int, bytes], bool] = {}
+        self._members: dict[int, tuple[PeerId, ...]] = {}
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Count the votes that hold."""
+        if not host.honest or not isinstance(effect, effects.PersistCertificate):
+            return
+        header, chain = effect.certificate.header, host.node.chain
+        if header.step == 0:
+            self._members.setdefault(0, tuple(sorted(PeerId(peer) for peer in chain.manifest.founders)))
+        if host.step == header.step + 1:
+            self._members.setdefault(host.step, chain.head.roster.peers)
+        members, name = self._members.get(header.step, ()), header_digest(header)
+        voters = {
+            members[index]
+            for index, view, signature in effect.certificate.votes
+            if index < len(members) and self._holds(chain.run_id, header, name, members[index], view, signature)
+        }
+        if 2 * len(voters) <= len(members) or not members:
+            self.report(host, f"step {header.step} is certified by {len(voters)} of {len(members)} members")
+
+    def _holds(self, run_id: bytes, header: Header, name: bytes, peer: PeerId, view: int, signature: bytes) -> bool:
+        vote = (name, peer, view, signature)
+        known = self._valid.get(vote)
+        if known is None:
+            if len(self._valid) >= 10_000:
+                self._valid.clear()
+            known = self._valid[vote] = self._verify(peer, vote_message(run_id, header, view, peer), signature)
+        return known
+
+
+class BytesHeld(Checker):
+    """An honest peer votes for nothing, applies nothing and aggregates nothing whose bytes it does not hold: a step
+    that is certified without its bytes could never be applied by anybody."""
+
+    name = "bytes_held"
+    sees_effects = (effects.PersistLock, effects.ApplyUpdate, effects.AggregatePart)
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Ask the host for the bytes."""
+        if not host.honest:
+            return
+        if isinstance(effect, effects.PersistLock):
+            # By now its disk keeps the update: only what is in memory proves that it was ever here.
+            held = set().union(*host._blobs.values())
+            if any(name and name not in held for name in effect.header.parts):
+                self.report(host, f"it votes in step {effect.header.step} for bytes it does not hold")
+        elif isinstance(effect, effects.ApplyUpdate):
+            if any(name and not host.holds(name) for name in effect.parts):
+                self.report(host, f"it applies bytes of step {effect.step} that it does not hold")
+        elif isinstance(effect, effects.AggregatePart) and not all(host.holds(name) for _, name in effect.inputs):
+            self.report(host, f"it aggregates bytes in step {effect.step} that it does not hold")
 
 
 class SignedOnce(Checker):
@@ -235,8 +273,15 @@ class BoundedQueues(Checker):
     sees_effects = (effects.PersistCertificate,)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Look once a step, before it is over."""
-        if not host.honest or not isinstance(effect, effects.PersistCertificate):
+        """Look when a step is certified: nobody holds more than then."""
+        self._look(host)
+
+    def on_state(self, host: Host, step: int, digest: Digest) -> None:
+        """Look before what was waiting for the next step is used."""
+        self._look(host)
+
+    def _look(self, host: Host) -> None:
+        if not host.honest:
             return
         for what, size, most in self._sizes(host):
             if size > most:
@@ -271,119 +316,31 @@ class Progress(Checker):
             self.report(host, f"it {state} in step {host.step} ({missing}), its state is that before {host.state_step}")
 
 
-class HeaderFollows(Checker):
-    """Every fact of a certified header follows from messages that its members really signed, worked out again here."""
+class Awake(Checker):
+    """After every event a node wants to be called later, not at once again: nobody spins. A host that does is stopped,
+    because virtual time would stand still for ever."""
 
-    name = "header_follows"
-    sees_effects = (effects.PersistCertificate, effects.SendEnvelope)
+    name = "awake"
+    sees_events = True
+    sees_effects = (effects.PersistCertificate,)
+    TICKS_MAX: ClassVar[int] = 50
+    """Of one host at one moment; several deadlines may well fall together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._step = -1
-        self._said: dict[int, dict[bytes, tuple[PeerId, Envelope]]] = {}
-        self._checked: set[bytes] = set()
+        self._ticks: dict[int, tuple[float, int]] = {}
 
-    def on_effect(self, host: Host, effect: Effect) -> None:
-        """Collect what is signed; check what is certified."""
-        if isinstance(effect, effects.SendEnvelope) and effect.envelope.sender == host.id:
-            envelope = effect.envelope
-            if envelope.kind in (Kind.COMMIT, Kind.PROPOSAL, Kind.AGGREGATE, Kind.REVEAL):
-                said = self._said.setdefault(envelope.step, {})
-                said.setdefault(payload_digest(envelope.payload) + host.id, (host.id, envelope))
-        elif isinstance(effect, effects.PersistCertificate) and host.honest:
-            name = header_digest(effect.certificate.header)
-            if name not in self._checked:
-                self._checked.add(name)
-                self._check(host, effect.certificate)
-
-    def _check(self, host: Host, certificate: Certificate) -> None:
-        header = certificate.header
-        members = self._members(host, header)
-        said = [(peer, _open(envelope)) for peer, envelope in self._said.get(header.step, {}).values()]
-        for old in [step for step in self._said if step < header.step - 8]:
-            del self._said[old]
-        if members is None:
+    def on_event(self, host: Host, event: events.Event) -> None:
+        """Count the calls of one moment."""
+        if event.__class__ is not events.Tick:
             return
-        cuts = [payload for _, payload in said if isinstance(payload, Cut) and _digest_of(payload) == header.cut]
-        if not cuts:
-            self.report(host, f"nobody proposed the cut of step {header.step}")
-            return
-        cut = cuts[0]
-        commits: dict[int, Commit] = {}
-        for index, name in cut.commits:
-            for peer, payload in said:
-                if isinstance(payload, Commit) and peer == members[index] and _digest_of(payload) == name:
-                    commits[index] = payload
-        self._compare(host, header, cut, commits, said, members)
-
-    def _members(self, host: Host, header: Header) -> tuple[PeerId, ...] | None:
-        """The roster of the header's step, as the host told after the step before."""
-        if header.step == 0:
-            return tuple(sorted(PeerId(peer) for peer in host.node.chain.manifest.founders))
-        before = host.stories.get(header.step - 1)
-        return before.roster if before is not None else None
-
-    def _compare(
-        self,
-        host: Host,
-        header: Header,
-        cut: Cut,
-        commits: dict[int, Commit],
-        said: list[tuple[PeerId, object]],
-        members: tuple[PeerId, ...],
-    ) -> None:
-        indexes = [index for index, _ in cut.commits]
-        aggregates = {
-            (payload.part, payload.digest)
-            for _, payload in said
-            if isinstance(payload, Aggregate) and payload.cut == header.cut
-        }
-        reveals = {(peer, payload.nonce) for peer, payload in said if isinstance(payload, Reveal)}
-        previous = (
-            host.disk.certificates[header.step - 1].header if 0 < header.step <= len(host.disk.certificates) else None
-        )
-        named = {peer for commit in commits.values() for peer in (*commit.joins, *commit.leaves)}
-        problems = {
-            "names other contributors than its cut": indexes_of(header.contributors) != indexes,
-            "counts a commit that nobody signed": set(commits) != set(indexes),
-            "starts from another state than a commit": any(c.state != header.state for c in commits.values()),
-            "has an aggregate that nobody signed": any(
-                name and (part, name) not in aggregates for part, name in enumerate(header.parts)
-            ),
-            "has a nonce that was not revealed or not committed to": any(
-                nonce
-                and (
-                    (members[index], nonce) not in reveals
-                    or index not in commits
-                    or nonce_digest(nonce) != commits[index].nonce_digest
-                )
-                for index, nonce in enumerate(header.nonces)
-            ),
-            "has a beacon of its own": previous is not None
-            and header.beacon != next_beacon(Digest(previous.beacon), header.nonces),
-            "lets in or out somebody no commit names": not {*header.joined, *header.left} <= named,
-        }
-        for text, wrong in problems.items():
-            if wrong:
-                self.report(host, f"the header of step {header.step} {text}")
-
-
-def _open(envelope: Envelope) -> object:
-    try:
-        return wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
-    except (Refusal, ValueError):
-        return None
-
-
-def _digest_of(payload: Commit | Cut) -> Digest:
-    return payload_digest(wire.pack(payload))
-
-
-class Awake(Checker):
-    """After every event a node wants to be called later, not at once again: nobody spins."""
-
-    name = "awake"
-    sees_effects = (effects.PersistCertificate,)
+        now = host.world.timeline.now
+        moment, ticks = self._ticks.get(host.number, (now, 0))
+        ticks = ticks + 1 if moment == now else 1
+        self._ticks[host.number] = now, ticks
+        if ticks > self.TICKS_MAX:
+            self.report(host, f"it wanted to be called {ticks} times at one moment")
+            host.crash()
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Ask the host, which asks its node after every event."""
@@ -398,6 +355,8 @@ def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker
         SameState(),
         OneOutcome(),
         NothingLost(),
+        QuorumSigned(verify),
+        BytesHeld(),
         SignedOnce(),
         DurableFirst(),
         NoHonestBlame(),

@@ -35,6 +35,8 @@ FETCH_SECONDS_MAX = 3.0
 """An unanswered request for bytes is given up after so long."""
 APPLY_SECONDS = 0.01
 WORKER_START_SECONDS = 1.0
+LEAVE_SECONDS_MAX = 8.0
+"""How long the others may take to let a leaver go."""
 NO_STATE_PAUSE_SECONDS = 1.0
 CLOCK_ROUNDING_SECONDS = 1e-6
 """Going from one clock to the other and back must not make a deadline come a hair too early for ever."""
@@ -128,6 +130,7 @@ class Host:
         self.alive = False
         self.started = False
         self.leaving = False
+        """Its user wants it to leave."""
         self.finished = ""
         self.state = Digest(b"")
         self.state_step = 0
@@ -139,6 +142,7 @@ class Host:
         self.late_deadlines = 0
         """How often its node wanted to be called in the past."""
         self._life = 0
+        self._worker_life = 0
         self._work = 0
         self._asking_state = 0
         self._tick_at: float | None = None
@@ -175,11 +179,21 @@ class Host:
         self.alive, self.crash_at_effect = False, None
         self.disk.crash(self.world.chance)
 
+    def leave(self) -> None:
+        """Leave in order; who is not let go in time goes without a goodbye, as in the live peer."""
+        self.leaving = True
+        self.give(events.LeaveAsked())
+        self.later(LEAVE_SECONDS_MAX, self._go)
+
+    def _go(self) -> None:
+        if not self.finished:
+            self.finished = "stopped on request"
+        self.crash()
+
     def lose_worker(self) -> None:
         """The compute worker dies: what it was doing and its state are gone; blobs are the daemon's."""
         if self.alive and not self.finished:
-            self._life += 1
-            self._tick_at = None
+            self._worker_life += 1
             self.give(events.StateLost())
             self.later(WORKER_START_SECONDS, self._load_newest_state)
 
@@ -212,6 +226,14 @@ class Host:
 
     def _if_still(self, life: int, action: Callable[..., object], *arguments: object) -> None:
         if life == self._life and self.alive:
+            action(*arguments)
+
+    def _worker_later(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
+        """Do something unless the host or its compute worker dies before."""
+        self.later(seconds, self._if_worker_still, self._worker_life, action, *arguments)
+
+    def _if_worker_still(self, life: int, action: Callable[..., object], *arguments: object) -> None:
+        if life == self._worker_life:
             action(*arguments)
 
     def _arm(self) -> None:
@@ -439,7 +461,7 @@ class Host:
         if faults.straggle and chance.random() < faults.straggle:
             seconds *= faults.straggle_factor
         fails = bool(faults.work_failure) and chance.random() < faults.work_failure
-        self.later(seconds, self._work_ready, token, effect, fails)
+        self._worker_later(seconds, self._work_ready, token, effect, fails)
 
     def _work_ready(self, token: int, effect: effects.ComputeWork, fails: bool) -> None:
         if token != self._work:
@@ -462,7 +484,7 @@ class Host:
     def _aggregate(self, effect: effects.AggregatePart) -> None:
         faults, chance = self.world.network.faults, self.world.chance
         if not (faults.aggregate_failure and chance.random() < faults.aggregate_failure):
-            self.later(APPLY_SECONDS, self._aggregated, effect)
+            self._worker_later(APPLY_SECONDS, self._aggregated, effect)
 
     def _aggregated(self, effect: effects.AggregatePart) -> None:
         found = self.world.compute.aggregate(effect.inputs, effect.cut, effect.part)
@@ -477,7 +499,7 @@ class Host:
     def _apply(self, effect: effects.ApplyUpdate) -> None:
         if effect.step == self.state_step:
             self.disk.save_update(effect.step, effect.parts)
-            self.later(APPLY_SECONDS, self._applied, effect)
+            self._worker_later(APPLY_SECONDS, self._applied, effect)
 
     def _applied(self, effect: effects.ApplyUpdate) -> None:
         state = self.world.compute.apply(self.state, effect.parts)

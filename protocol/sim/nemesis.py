@@ -42,7 +42,7 @@ class Nemesis:
         network.heal()
         for host in self._hosts:
             host.crash_at_effect = None
-            if host.started and not host.alive:
+            if host.started and not host.alive and not host.finished:
                 self._restart(host)
         for host in self._hosts:
             for other in self._hosts:
@@ -88,7 +88,7 @@ class Nemesis:
         self._world.timeline.after(back, self._come_back, host)
 
     def _come_back(self, host: Host) -> None:
-        if self._on and not host.alive:
+        if self._on and not host.alive and not host.finished:
             self._restart(host)
 
     def _restart(self, host: Host) -> None:
@@ -125,10 +125,11 @@ class Nemesis:
                 return
 
     def _let_leave(self) -> None:
+        """One at a time, and never from a group so small that the others could not go on if it just went."""
         host = self._somebody()
-        if host is not None and len(host.node.chain.head.roster) > 2:
-            host.leaving = True
-            host.give(events.LeaveAsked())
+        somebody_leaves = any(other.leaving and not other.finished for other in self._hosts)
+        if host is not None and not somebody_leaves and len(host.node.chain.head.roster) > 2:
+            host.leave()
 
     # --- who is told -------------------------------------------------------------------------------------
 

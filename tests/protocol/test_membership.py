@@ -74,6 +74,18 @@ def test_a_goodbye_from_before_the_membership_is_expired() -> None:
     Membership(OPEN).on_leave(ALICE, 90, back)
 
 
+def test_a_candidate_withdraws() -> None:
+    pending = Membership(OPEN)
+    refused(lambda: pending.on_leave(NEW, 100, NOW), Code.NOT_MEMBER)
+    pending.on_join(NEW, 100, NOW)
+    refused(lambda: pending.on_leave(NEW, 99, NOW), Code.NOT_MEMBER)
+    pending.on_leave(NEW, 100, NOW)
+    assert pending.joins(NOW) == set()
+    refused(lambda: pending.on_join(NEW, 100, NOW), Code.EXPIRED)
+    pending.on_join(NEW, 101, NOW)
+    assert pending.joins(NOW) == {NEW}
+
+
 @pytest.mark.parametrize("said_goodbye", [True, False], ids=["left", "dropped out"])
 def test_an_old_request_brings_nobody_back(said_goodbye: bool) -> None:
     """Its sender asked to join at step 95 and is out since step 101: replaying that must not undo it."""

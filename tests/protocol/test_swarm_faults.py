@@ -143,6 +143,35 @@ def test_leaving_in_order_voids_nothing() -> None:
     assert all(story.void_parts == 0 for story in swarm.list[0].stories)
 
 
+@pytest.mark.parametrize("moment", range(12))
+def test_a_newcomer_that_changes_its_mind_leaves_no_ghost(moment: int) -> None:
+    """A founder alone would wait for ever for a second member that is gone."""
+    swarm = Swarm(1, extra=1, steps=60)
+    founder, newcomer = swarm.list
+    swarm.start([founder])
+    swarm.run(lambda: founder.node.chain.head.step >= 2)
+    newcomer.begin()
+    newcomer.give(events.CertificateReceived(founder.id, founder.journal_certificates[-1]))
+    swarm.run(lambda: newcomer.id in founder.node.membership.candidates())
+    moment_seconds = swarm.now + moment * 0.05
+    swarm.run(lambda: swarm.now >= moment_seconds)
+    newcomer.give(events.LeaveAsked())
+    assert swarm.run(lambda: bool(newcomer.finished))
+    newcomer.alive = False
+    assert swarm.run_to_end()
+    assert_sound(swarm, steps=60)
+    assert founder.node.chain.head.roster.peers == (founder.id,)
+
+
+def test_the_last_member_leaves_too() -> None:
+    swarm = Swarm(2, steps=0)
+    swarm.start()
+    swarm.run(lambda: swarm.list[0].node.chain.head.step >= 2)
+    for peer in swarm.list:
+        peer.give(events.LeaveAsked())
+    assert swarm.run_to_end()
+
+
 def test_a_dead_worker_skips_the_step_and_the_peer_recovers() -> None:
     swarm = Swarm(4, steps=15)
     swarm.start()

@@ -1,0 +1,36 @@
+"""What every checker is: an observer that keeps its own record and reports what breaks a promise."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from crowdsurf.protocol.sim.host import Host, Observer
+
+
+class Violation(NamedTuple):
+    """A promise that was broken."""
+
+    checker: str
+    time: float
+    """Virtual seconds."""
+    host: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.checker}: t={self.time:.3f} peer {self.host}: {self.text}"
+
+
+class Checker(Observer):
+    """Base of all checkers."""
+
+    name: ClassVar[str]
+    VIOLATIONS_MAX: ClassVar[int] = 20
+    """Kept of one kind; the first one is what matters."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+
+    def report(self, host: Host, text: str) -> None:
+        """Note a violation."""
+        if len(self.violations) < self.VIOLATIONS_MAX:
+            self.violations.append(Violation(self.name, host.world.timeline.now, host.number, text))

@@ -1,0 +1,297 @@
+"""Whether a header follows from what its members signed, worked out again by hand and from the outside.
+
+The idea: the facts of a header (who contributed, the aggregates, the nonces, the beacon, who came and went, the next
+roster) are all functions of the commits its cut names and of the header before. This file computes them a second
+time, in its own words, from the messages that hosts really sent; it borrows encodings and draws from the rules, but
+none of their checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+from crowdsurf.protocol import assignment, effects, limits, wire
+from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
+from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.errors import Refusal
+from crowdsurf.protocol.ids import Digest, PeerId, digest
+from crowdsurf.protocol.messages import (
+    PAYLOAD_TYPES,
+    Aggregate,
+    Commit,
+    Cut,
+    Envelope,
+    Header,
+    Kind,
+    Payload,
+    Reveal,
+    header_digest,
+    indexes_of,
+    payload_digest,
+)
+from crowdsurf.protocol.roster import Member, Roster
+from crowdsurf.protocol.sim.checker import Checker
+from crowdsurf.protocol.sim.host import Host
+
+_STEPS_KEPT = 8
+"""Messages of older steps are forgotten; nobody is that far behind and still signs."""
+
+T = TypeVar("T", bound=Payload)
+
+
+class Before(NamedTuple):
+    """What a step starts from, as the checker knows it."""
+
+    previous: bytes
+    """Digest of the last header."""
+    beacon: Digest
+    members: tuple[Member, ...]
+
+
+class Kept(Generic[T]):
+    """Signed payloads of one kind; each is parsed once, and only if somebody asks."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._type = PAYLOAD_TYPES[kind]
+        self._data: dict[tuple[bytes, bytes], bytes] = {}
+        self._parsed: dict[tuple[bytes, bytes], T | None] = {}
+
+    def add(self, name: bytes, sender: bytes, payload: bytes) -> None:
+        """Keep what was signed."""
+        self._data.setdefault((name, sender), payload)
+
+    def get(self, name: bytes, sender: bytes) -> T | None:
+        """The payload of this digest that this peer signed."""
+        key = (name, sender)
+        if key not in self._parsed and key in self._data:
+            self._parsed[key] = self._parse(self._data[key])
+        return self._parsed.get(key)
+
+    def by_name(self, name: bytes) -> T | None:
+        """The payload of this digest, whoever signed it."""
+        return next((self.get(*key) for key in self._data if key[0] == name), None)
+
+    def all(self) -> list[tuple[bytes, T]]:
+        """(sender, payload) of everything."""
+        found = ((sender, self.get(name, sender)) for name, sender in self._data)
+        return [(sender, payload) for sender, payload in found if payload is not None]
+
+    def _parse(self, data: bytes) -> T | None:
+        try:
+            return wire.unpack(data, self._type, limits.ENVELOPE_BYTES_MAX)  # type: ignore[return-value]
+        except Refusal:
+            return None  # a liar's; nobody can use it either
+
+
+@dataclass(slots=True)
+class Said:
+    """What was signed in one step, by anybody."""
+
+    commits: Kept[Commit] = field(default_factory=lambda: Kept(Kind.COMMIT))
+    cuts: Kept[Cut] = field(default_factory=lambda: Kept(Kind.PROPOSAL))
+    aggregates: Kept[Aggregate] = field(default_factory=lambda: Kept(Kind.AGGREGATE))
+    reveals: Kept[Reveal] = field(default_factory=lambda: Kept(Kind.REVEAL))
+
+    def add(self, envelope: Envelope) -> None:
+        """Keep a message if it is of a kind that headers follow from."""
+        kept: dict[int, Kept[Commit] | Kept[Cut] | Kept[Aggregate] | Kept[Reveal]] = {
+            Kind.COMMIT: self.commits,
+            Kind.PROPOSAL: self.cuts,
+            Kind.AGGREGATE: self.aggregates,
+            Kind.REVEAL: self.reveals,
+        }
+        kind = kept.get(envelope.kind)
+        if kind is not None:
+            kind.add(payload_digest(envelope.payload), envelope.sender, envelope.payload)
+
+    def commits_in(self, cut: Cut, members: tuple[Member, ...]) -> dict[int, Commit]:
+        """The commits a cut names, as far as the members they are said to be of signed them, by index."""
+        found = {}
+        for index, name in cut.commits:
+            commit = self.commits.get(name, members[index].peer) if index < len(members) else None
+            if commit is not None:
+                found[index] = commit
+        return found
+
+
+class HeaderFollows(Checker):
+    """Every fact of a certified header follows from messages that its members really signed, and an honest
+    aggregator starts from nothing else."""
+
+    name = "header_follows"
+    sees_effects = (
+        effects.PersistCertificate,
+        effects.PersistSigned,
+        effects.SendEnvelope,
+        effects.AggregatePart,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[int, Said] = {}
+        self._before: dict[int, Before] = {}
+        self._checked: dict[bytes, int] = {}
+        self._asked: dict[tuple[int, bytes], int] = {}
+        """The newest step named in requests to join and in goodbyes, by kind and peer."""
+        self._ended: dict[bytes, int] = {}
+        """The last step of whoever was a member and is none any more."""
+        self._nodes: dict[int, object] = {}
+
+    # --- collecting --------------------------------------------------------------------------------------
+
+    def on_state(self, host: Host, step: int, digest: Digest) -> None:
+        """A restarted host may have signed something that it never came to send."""
+        if self._nodes.get(host.number) is not host.node:
+            self._nodes[host.number] = host.node
+            for envelope in host.disk.recovered().signed:
+                self._collect(envelope)
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Collect what is signed; check what is certified and what is aggregated."""
+        if isinstance(effect, effects.SendEnvelope | effects.PersistSigned):
+            if effect.envelope.sender == host.id:
+                self._collect(effect.envelope)
+        elif host.honest and isinstance(effect, effects.AggregatePart):
+            self._check_inputs(host, effect)
+        elif host.honest and isinstance(effect, effects.PersistCertificate):
+            self._check(host, effect.certificate.header)
+
+    def _collect(self, envelope: Envelope) -> None:
+        if envelope.kind in (Kind.JOIN, Kind.LEAVE):
+            slot = (envelope.kind, envelope.sender)
+            self._asked[slot] = max(envelope.step, self._asked.get(slot, -1))
+        elif envelope.kind <= Kind.REVEAL:
+            said = self._said.get(envelope.step)
+            if said is None:
+                said = self._said[envelope.step] = Said()
+            said.add(envelope)
+
+    # --- what an aggregate starts from -------------------------------------------------------------------
+
+    def _check_inputs(self, host: Host, effect: effects.AggregatePart) -> None:
+        said, before = self._said.get(effect.step), self._before.get(effect.step)
+        cut = said.cuts.by_name(effect.cut) if said is not None else None
+        if said is None or cut is None or (before is None and effect.step):
+            self.report(host, f"it aggregates part {effect.part} of step {effect.step} under a cut nobody proposed")
+            return
+        members = self._start(host, effect.step).members
+        commits = said.commits_in(cut, members)
+        indexes = [index for index, _ in effect.inputs]
+        if indexes != sorted(set(indexes)):
+            self.report(host, f"it aggregates part {effect.part} of step {effect.step} in another order than others do")
+        if any(index not in commits or commits[index].parts[effect.part] != name for index, name in effect.inputs):
+            self.report(host, f"it aggregates bytes in step {effect.step} that no commit of the cut names")
+
+    # --- what a header follows from ----------------------------------------------------------------------
+
+    def _start(self, host: Host, step: int) -> Before:
+        """What a step starts from. All headers before it were checked: honest hosts certify them in order."""
+        if step == 0 and 0 not in self._before:
+            chain = host.node.chain
+            members = tuple(Member(peer, 0) for peer in sorted(chain.manifest.founders))
+            self._before[0] = Before(digest("genesis", chain.run_id), first_beacon(chain.run_id), members)
+        return self._before[step]
+
+    def _check(self, host: Host, header: Header) -> None:
+        name = header_digest(header)
+        if name in self._checked:
+            return
+        self._checked[name] = header.step
+        if header.step and header.step not in self._before:
+            self.report(host, f"step {header.step} is certified before the one it builds on")
+            return
+        before, said = self._start(host, header.step), self._said.get(header.step, Said())
+        cut = said.cuts.by_name(header.cut)
+        if cut is None:
+            self.report(host, f"nobody proposed the cut of step {header.step}")
+            return
+        commits = said.commits_in(cut, before.members)
+        problems = _wrong_sources(header, before, cut, commits, said) | self._wrong_members(
+            host, header, before, commits
+        )
+        for text, wrong in problems.items():
+            if wrong:
+                self.report(host, f"the header of step {header.step} {text}")
+        if len(header.parts) != len(before.members) or len(header.nonces) != len(before.members):
+            return  # reported above; nothing follows from it
+        after = Before(
+            name, Digest(header.beacon), _next_members(header, before, host.node.chain.manifest.missed_steps_max)
+        )
+        if header.next_roster != Roster(after.members).digest:
+            self.report(host, f"the header of step {header.step} leads to another roster than its facts do")
+        self._before.setdefault(header.step + 1, after)
+        stay = {member.peer for member in after.members}
+        self._ended |= {member.peer: header.step for member in before.members if member.peer not in stay}
+        for old in [step for step in self._said if step < header.step - _STEPS_KEPT]:
+            del self._said[old]
+
+    def _wrong_members(self, host: Host, header: Header, before: Before, commits: dict[int, Commit]) -> dict[str, bool]:
+        manifest, members = host.node.chain.manifest, {member.peer for member in before.members}
+        eligible = {peer for commit in commits.values() for peer in commit.joins} - members
+        if manifest.admission != "open":
+            eligible &= set(manifest.founders)
+        joined = _named_by_most([commit.joins for commit in commits.values()], eligible)
+        left = _named_by_most([commit.leaves for commit in commits.values()], members)
+        return {
+            "lets in others than most commits name": header.joined != joined[: manifest.peers_max - len(members)],
+            "lets go others than most commits name": header.left != left[: len(members) - 1],
+            "lets in somebody who did not ask since it was last a member": any(
+                self._asked.get((Kind.JOIN, peer), -1) <= self._ended.get(peer, -1) for peer in header.joined
+            ),
+            "lets go somebody who never said goodbye": any(
+                (Kind.LEAVE, peer) not in self._asked for peer in header.left
+            ),
+        }
+
+
+def _named_by_most(lists: list[tuple[bytes, ...]], eligible: set[bytes]) -> tuple[bytes, ...]:
+    return tuple(sorted(peer for peer in eligible if 2 * sum(peer in names for names in lists) > len(lists)))
+
+
+def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, Commit], said: Said) -> dict[str, bool]:
+    """What in a header is not what its sources say."""
+    indexes = [index for index, _ in cut.commits]
+    duties = assignment.aggregators(before.beacon, tuple(indexes), len(before.members))
+    aggregates = {
+        (payload.part, sender, payload.digest) for sender, payload in said.aggregates.all() if payload.cut == header.cut
+    }
+    reveals = {(sender, payload.nonce) for sender, payload in said.reveals.all()}
+    peers = [member.peer for member in before.members]
+    return {
+        "builds on another header than the last one": header.previous != before.previous,
+        "names another roster than the last one led to": header.roster != Roster(before.members).digest,
+        "names other contributors than its cut": indexes_of(header.contributors) != indexes,
+        "has contributors of less than a quorum": 2 * len(indexes) <= len(peers),
+        "counts a commit that nobody signed": set(commits) != set(indexes),
+        "starts from another state than a commit": any(c.state != header.state for c in commits.values()),
+        "has an aggregate that its aggregator did not sign": len(header.parts) != len(peers)
+        or any(name and (part, peers[duties[part]], name) not in aggregates for part, name in enumerate(header.parts)),
+        "has a nonce that was not revealed or not committed to": len(header.nonces) != len(peers)
+        or any(
+            nonce
+            and (
+                (peers[index], nonce) not in reveals
+                or index not in commits
+                or nonce_digest(nonce) != commits[index].nonce_digest
+            )
+            for index, nonce in enumerate(header.nonces)
+        ),
+        "has a beacon of its own": header.beacon != next_beacon(before.beacon, header.nonces),
+    }
+
+
+def _next_members(header: Header, before: Before, missed_steps_max: int) -> tuple[Member, ...]:
+    """SPEC R-7.2 in other words."""
+    contributors = indexes_of(header.contributors)
+    duties = assignment.aggregators(before.beacon, tuple(contributors), len(before.members))
+    idle = {index for part, index in enumerate(duties) if not header.parts[part]}
+    idle |= {index for index in range(len(before.members)) if index not in contributors or not header.nonces[index]}
+    counted = [
+        Member(member.peer, member.joined, member.missed + 1 if index in idle else 0)
+        for index, member in enumerate(before.members)
+        if member.peer not in header.left
+    ]
+    stay = [member for member in counted if member.missed <= missed_steps_max]
+    new = [Member(peer, header.step + 1, 0) for peer in header.joined]
+    return tuple(sorted([*(stay or counted), *new], key=lambda member: member.peer))
