@@ -116,6 +116,8 @@ class StepMachine:
         self._asked: dict[bytes, float] = {}
         self._pulled = False
         self._work_failed = False
+        self._open_view = 0
+        """The newest view a quorum has asked for, as far as this member knows: the one whose wait has begun."""
         self._deadline = now + timing.work.bound_seconds()
         self._resend_wait = timing.delivery_seconds
         self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
@@ -148,6 +150,7 @@ class StepMachine:
         if self.phase is Phase.DONE:
             return
         self._join_later_view(now)
+        self._begin_wait(now)
         while True:
             before = (self.phase, self.ballot.view)
             self._act(now)
@@ -268,7 +271,8 @@ class StepMachine:
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
             return Trigger.CUT_ACCEPTED
-        if late and len(self.transcript.commits) < self.quorum and self.ballot.lock is None:
+        too_few = len(self.transcript.commits) < self.quorum and self.ballot.lock is None
+        if late and (too_few or self._open_view < self.ballot.view):
             self._deadline = now + self._view_seconds()
             return None
         return Trigger.VIEW_CHANGED if late else None
@@ -466,6 +470,15 @@ class StepMachine:
             self._change_view(view)
             self._deadline = now + self._view_seconds()
             self.phase = follow(self.phase, Trigger.VIEW_CHANGED) or self.phase
+
+    def _begin_wait(self, now: float) -> None:
+        """The wait for a view's proposer begins when a quorum has asked for the view; whoever asked first would
+        otherwise be ahead of the others for ever, and one view ahead is enough to miss every proposal."""
+        view = self.ballot.view
+        if self._open_view < view and self.ballot.may_propose():
+            self._open_view = view
+            if self.phase is Phase.PROPOSE:
+                self._deadline = now + self._view_seconds()
 
     def _change_view(self, view: int) -> None:
         self.ballot.view = view

@@ -13,9 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from crowdsurf.protocol import assignment, effects
+import msgspec
+
+from crowdsurf.protocol import assignment, effects, events, limits, wire
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.envelope import Slot, decode_envelope, seal, signed_bytes, slot_of
+from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import PAYLOAD_TYPES, Aggregate, Commit, Cut, Envelope, Kind, payload_digest
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery, Work
 from crowdsurf.protocol.sim.names import name_of
 
@@ -79,13 +84,27 @@ class Adversary:
 
     def change(self, host: Host, wanted: list[Effect]) -> list[Effect]:
         """What it does, given what an honest peer would do."""
+        self._look_for_suspicion(wanted)
         if not self.attacking(host.step):
             return wanted
         return [changed for effect in wanted for changed in self.send(host, effect)]
 
+    def _look_for_suspicion(self, wanted: list[Effect]) -> None:
+        """An adaptive attacker lies low when a certified step went on without one of its kind."""
+        for effect in wanted:
+            if self.mind.adaptive and isinstance(effect, effects.StepCertified):
+                missing = set(effect.roster) & set(self.mind.members) - set(effect.contributors)
+                if missing:
+                    self.mind.calm_until = max(self.mind.calm_until, effect.step + 1 + CALM_STEPS)
+
     def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
         """What becomes of one effect while the attack is on."""
         return (effect,)
+
+    # --- what it hears -----------------------------------------------------------------------------------
+
+    def hear(self, host: Host, event: events.Event) -> None:
+        """An event is about to be given to its node."""
 
     def serves(self, host: Host) -> bool:
         """Whether it answers requests for bytes."""
@@ -124,5 +143,165 @@ class GradientAttack(Adversary):
         return host.world.compute.forge(forgery)
 
 
-ATTACKS: dict[str, type[Adversary]] = {"none": Adversary} | dict.fromkeys(GRADIENT_ATTACKS, GradientAttack)
+class WrongAggregate(Adversary):
+    """As aggregator, sends another vector than the rule's result (attacks-and-rules 4.1, row 7)."""
+
+    def aggregate(self, host: Host, effect: effects.AggregatePart, honest: Digest) -> Digest:
+        if not self.attacking(effect.step):
+            return honest
+        wrong = host.world.compute.distort(honest, self.mind.strength, self.salt(host, effect))
+        host.hold(wrong)
+        return wrong
+
+    def salt(self, host: Host, effect: effects.AggregatePart) -> Digest:
+        """Which way the aggregate is moved."""
+        return self.mind.salt(host.id, effect.step, effect.part)
+
+
+class ColludingAggregate(WrongAggregate):
+    """All attackers move their parts the same way in every step, so that the error adds up over steps."""
+
+    def salt(self, host: Host, effect: effects.AggregatePart) -> Digest:
+        return self.mind.salt(effect.part)
+
+
+class WithholdPart(Adversary):
+    """Commits to a gradient and never sends or serves its bytes; the share `strength` of members is left out, the same
+    ones for all attackers of a step (4.1, row 2: nobody can tell who lied on a private link)."""
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        if isinstance(effect, effects.SendBlob):
+            left_out = [peer for peer in effect.to if self._is_victim(host, peer)]
+            return (effects.SendBlob(tuple(p for p in effect.to if p not in left_out), effect.step, effect.digest),)
+        return (effect,)
+
+    def _is_victim(self, host: Host, peer: PeerId) -> bool:
+        draw = int.from_bytes(self.mind.salt(host.step, peer)[:4], "big") / 2**32
+        return peer not in self.mind.members and draw < self.mind.strength
+
+    def serves(self, host: Host) -> bool:
+        return not self.attacking(host.step)
+
+
+class WithholdReveal(Adversary):
+    """Never opens its nonce: once it has seen the others' it could choose the beacon by keeping silent (row 5)."""
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        hidden = isinstance(effect, effects.PersistSigned | effects.SendEnvelope)
+        return () if hidden and effect.envelope.kind == Kind.REVEAL and effect.envelope.sender == host.id else (effect,)  # type: ignore[union-attr]
+
+
+class Equivocate(Adversary):
+    """Signs two commits, cuts and aggregates for one slot and shows each half of the members another one (row 1)."""
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        if not isinstance(effect, effects.SendEnvelope) or effect.envelope.sender != host.id:
+            return (effect,)
+        other = self._other(host, effect.envelope)
+        if other is None:
+            return (effect,)
+        half = [peer for peer in effect.to if self.mind.salt(host.step, peer)[0] & 1]
+        rest = tuple(peer for peer in effect.to if peer not in half)
+        return (effects.SendEnvelope(rest, effect.envelope), effects.SendEnvelope(tuple(half), other))
+
+    def _other(self, host: Host, envelope: Envelope) -> Envelope | None:
+        """Another message for the same slot, well-formed and signed."""
+        payload = wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
+        if isinstance(payload, Commit):
+            payload = msgspec.structs.replace(payload, loss=payload.loss + 1.0)
+        elif isinstance(payload, Cut):
+            payload = msgspec.structs.replace(payload, commits=payload.commits[:-1] or payload.commits)
+        elif isinstance(payload, Aggregate):
+            payload = msgspec.structs.replace(payload, digest=self.mind.salt(payload.cut, payload.part))
+        else:
+            return None
+        return seal(host.signer, envelope.run_id, slot_of(envelope), payload).envelope
+
+
+class Replay(Adversary):
+    """Says again, to anybody, what anybody has said in this step or an earlier one (row 6)."""
+
+    def __init__(self, mind: Mind) -> None:
+        super().__init__(mind)
+        self._heard: list[Envelope] = []
+
+    def hear(self, host: Host, event: events.Event) -> None:
+        if isinstance(event, events.EnvelopeReceived):
+            self._heard.append(event.envelope)
+            if len(self._heard) > 512:
+                del self._heard[self.mind.chance.randrange(256) :: 2]
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        if not isinstance(effect, effects.SendEnvelope) or not self._heard:
+            return (effect,)
+        chance = self.mind.chance
+        again = [chance.choice(self._heard) for _ in range(max(1, round(4 * self.mind.strength)))]
+        return (effect, *(effects.SendEnvelope(effect.to, envelope) for envelope in again))
+
+
+class Garbage(Adversary):
+    """Sends, beside every message, damaged copies of it and signed nonsense."""
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        if not isinstance(effect, effects.SendEnvelope):
+            return (effect,)
+        wrong = [self._damaged(effect.envelope) for _ in range(max(1, round(2 * self.mind.strength)))]
+        wrong.append(self._nonsense(host, effect.envelope))
+        return (effect, *(effects.SendEnvelope(effect.to, envelope) for envelope in wrong if envelope is not None))
+
+    def _damaged(self, envelope: Envelope) -> Envelope | None:
+        """Some bytes changed; what does not even parse never gets past a live peer's socket."""
+        data, chance = bytearray(wire.pack(envelope)), self.mind.chance
+        for _ in range(chance.randrange(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            return decode_envelope(bytes(data))
+        except Refusal:
+            return None
+
+    def _nonsense(self, host: Host, envelope: Envelope) -> Envelope:
+        """Random bytes as payload of a random kind and slot, correctly signed."""
+        chance = self.mind.chance
+        payload = chance.randbytes(chance.randrange(200))
+        step = max(0, envelope.step + chance.choice((-2, -1, 0, 0, 1, 2, 1000)))
+        slot = Slot(
+            step,
+            chance.choice((0, 0, 1, limits.VIEWS_MAX - 1)),
+            chance.randrange(32),
+            chance.randbytes(chance.choice((0, 34, 64))),
+        )
+        message = signed_bytes(limits.PROTOCOL_VERSION, envelope.run_id, slot, payload_digest(payload), host.id)
+        return Envelope(limits.PROTOCOL_VERSION, envelope.run_id, *slot, payload, host.id, host.signer.sign(message))
+
+
+class Slow(Adversary):
+    """Does everything right and sends it `strength` seconds late, to make all others wait as long as they may."""
+
+    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+        if not isinstance(effect, effects.SendEnvelope | effects.SendBlob | effects.SendCertificates):
+            return (effect,)
+        host.later(self.mind.strength, host.carry_out, effect)
+        return ()
+
+
+class NotYet(Adversary):
+    """An attack on messages that the rules do not have yet (projections, audits and accusations come with the
+    verification issue): until then its peers behave."""
+
+
+ATTACKS: dict[str, type[Adversary]] = {
+    "none": Adversary,
+    **dict.fromkeys(GRADIENT_ATTACKS, GradientAttack),
+    "wrong_aggregate": WrongAggregate,
+    "colluding_aggregate": ColludingAggregate,
+    "wrong_projection": NotYet,
+    "withhold_part": WithholdPart,
+    "withhold_reveal": WithholdReveal,
+    "equivocate": Equivocate,
+    "false_accusation": NotYet,
+    "lazy_validator": NotYet,
+    "replay": Replay,
+    "garbage": Garbage,
+    "slow": Slow,
+}
 """Every attack by its name on the command line."""

@@ -65,17 +65,17 @@ class World:
         self.hosts: dict[PeerId, Host] = {}
         self.work_seconds = 0.4
         """How long a work unit usually takes."""
-        self._event_observers: list[Callable[[Host, events.Event], None]] = []
-        self._effect_observers: dict[type, list[Callable[[Host, Effect], None]]] = {kind: [] for kind in EFFECT_TYPES}
-        self._state_observers: list[Callable[[Host, int, Digest], None]] = []
+        self.event_observers: list[Callable[[Host, events.Event], None]] = []
+        self.effect_observers: dict[type, list[Callable[[Host, Effect], None]]] = {kind: [] for kind in EFFECT_TYPES}
+        self.state_observers: list[Callable[[Host, int, Digest], None]] = []
 
     def watch(self, observer: Observer) -> None:
         """Let an observer see what it asks for."""
         if observer.sees_events:
-            self._event_observers.append(observer.on_event)
+            self.event_observers.append(observer.on_event)
         for kind in observer.sees_effects:
-            self._effect_observers[kind].append(observer.on_effect)
-        self._state_observers.append(observer.on_state)
+            self.effect_observers[kind].append(observer.on_effect)
+        self.state_observers.append(observer.on_state)
 
 
 EFFECT_TYPES: tuple[type, ...] = typing.get_args(Effect)
@@ -212,8 +212,10 @@ class Host:
             self._handle(event, self.clock.local(self.world.timeline.now))
 
     def _handle(self, event: events.Event, now: float) -> None:
-        for see in self.world._event_observers:
+        for see in self.world.event_observers:
             see(self, event)
+        if self.adversary is not None:
+            self.adversary.hear(self, event)
         wanted = self.node.handle(event, now)
         if wanted:
             self._carry_out(wanted)
@@ -264,7 +266,6 @@ class Host:
         if self.adversary is not None:
             wanted = self.adversary.change(self, wanted)
         self._persist(wanted)
-        observers = self.world._effect_observers
         for effect in wanted:
             if self.crash_at_effect is not None:
                 self.crash_at_effect -= 1
@@ -272,12 +273,16 @@ class Host:
                     self.crash()
             if not self.alive:
                 return
-            kind = type(effect)
-            for see in observers[kind]:
-                see(self, effect)
-            action = _ACTIONS.get(kind)
-            if action is not None:
-                action(self, effect)
+            self.carry_out(effect)
+
+    def carry_out(self, effect: Effect) -> None:
+        """Do what one effect says."""
+        kind = type(effect)
+        for see in self.world.effect_observers[kind]:
+            see(self, effect)
+        action = _ACTIONS.get(kind)
+        if action is not None:
+            action(self, effect)
 
     def _persist(self, wanted: Iterable[Effect]) -> None:
         """As the driver's `persist`: append all, sync when something was signed or a state will be saved."""
@@ -511,7 +516,7 @@ class Host:
 
     def _hold_state(self, step: int, digest: Digest) -> None:
         self.state_step, self.state = step, digest
-        for see in self.world._state_observers:
+        for see in self.world.state_observers:
             see(self, step, digest)
 
 

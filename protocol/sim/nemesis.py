@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from crowdsurf.protocol import events
+from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.sim.host import Host, World
 
 NOTICE_SECONDS_MAX = 1.0
@@ -125,10 +126,16 @@ class Nemesis:
                 return
 
     def _let_leave(self) -> None:
-        """One at a time, and never from a group so small that the others could not go on if it just went."""
+        """One at a time, and only while the others could go on if it went without being let go: a quorum of the
+        roster that is there and honest is what every promise of progress asks for."""
         host = self._somebody()
-        somebody_leaves = any(other.leaving and not other.finished for other in self._hosts)
-        if host is not None and not somebody_leaves and len(host.node.chain.head.roster) > 2:
+        if host is None or any(other.leaving and not other.finished for other in self._hosts):
+            return
+        newest = max((other for other in self._hosts if other.alive), key=lambda other: other.step)
+        roster = newest.node.chain.head.roster
+        members = [self._world.hosts[peer] for peer in roster.peers if peer != host.id]
+        there = [member for member in members if member.honest and not member.finished]
+        if len(there) >= quorum_of(len(roster), newest.node.chain.manifest.quorum):
             host.leave()
 
     # --- who is told -------------------------------------------------------------------------------------

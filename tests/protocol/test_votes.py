@@ -176,6 +176,28 @@ def test_a_lock_nobody_can_check_requires_nothing() -> None:
     assert votes(voter.propose(GOOD, view=1)) == [(1, NAME)]
 
 
+def test_a_member_that_gave_up_first_does_not_run_ahead_of_the_views() -> None:
+    """Views take equally long once their waits are longest, so one view ahead would be one view ahead for ever."""
+    voter = Voter()
+    machine, moment = voter.machine, 0.0
+
+    def let_time_pass(deadlines: int) -> None:
+        nonlocal moment
+        for _ in range(deadlines):
+            moment = max(moment, machine.next_deadline() or 0.0)
+            machine.advance(moment)
+
+    let_time_pass(40)
+    assert machine.ballot.view == 1
+    voter.hear(STEP.say(SECOND, Kind.VIEW_CHANGE, ViewChange(None, 0), 1), moment)
+    let_time_pass(40)
+    assert machine.ballot.view == 1
+    voter.hear(STEP.say(THIRD, Kind.VIEW_CHANGE, ViewChange(None, 0), 1), moment)
+    assert votes(voter.propose(GOOD, view=1, now=moment + 1.9)) == [(1, NAME)]
+    let_time_pass(40)
+    assert machine.ballot.view == 2
+
+
 def test_an_outcome_of_a_view_that_is_over_gets_no_vote() -> None:
     voter = Voter()
     voter.ask_for_view(1)
