@@ -8,6 +8,9 @@ attack. SPEC R-4.30.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+
+from crowdsurf.protocol.manifest import Manifest
 
 _WINDOW = 128
 """Arrivals remembered: a few steps of a large group, a few dozen of a small one."""
@@ -39,3 +42,22 @@ class Estimator:
         middle = median(values)
         deviation = median([abs(value - middle) for value in values])
         return min(self._seconds_max, max(self._seconds_min, middle + self._deviations * deviation))
+
+
+@dataclass(slots=True)
+class Timing:
+    """Adaptive waits, kept across steps by the node."""
+
+    work: Estimator
+    transfer: Estimator
+    delivery_seconds: float
+
+
+def timing_of(manifest: Manifest) -> Timing:
+    """Fresh estimators with the manifest's bounds."""
+    bounds = manifest.deadlines
+    return Timing(
+        Estimator(bounds.work_seconds_min, bounds.work_seconds_max, bounds.deviations),
+        Estimator(bounds.transfer_seconds_min, bounds.transfer_seconds_max, bounds.deviations),
+        bounds.delivery_seconds,
+    )

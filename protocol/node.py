@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from crowdsurf.protocol import events, limits
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
+from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.effects import (
     CancelWork,
     Effect,
@@ -53,7 +54,7 @@ from crowdsurf.protocol.messages import (
     indexes_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
-from crowdsurf.protocol.step import StepMachine, timing_of
+from crowdsurf.protocol.step import StepMachine
 
 _ADVANCING = (events.EnvelopeReceived, events.BlobArrived, events.WorkDone, events.PartAggregated)
 """Events after which the machine has looked at its table itself."""
@@ -382,7 +383,7 @@ class Node:
         """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
         self._ask_for_chain(now)
         self._apply(self._step)
-        if self._leaving and self._is_out():
+        if self._leaving and self._is_out() and self.catch_up.step in (None, self._step):
             self._finish("this peer has left the roster")
         if self.catch_up.step != self._step or self.finished:
             return

@@ -8,13 +8,12 @@ which things arrive cannot matter beyond what the rules say, and every rule is o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from crowdsurf.protocol import assignment, checks, limits
 from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.beacon import nonce_digest
-from crowdsurf.protocol.deadlines import Estimator
+from crowdsurf.protocol.deadlines import Timing
 from crowdsurf.protocol.effects import (
     AggregatePart,
     CancelWork,
@@ -34,7 +33,6 @@ from crowdsurf.protocol.envelope import Opened, Signer, Slot, seal, slot_of
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import PartAggregated, WorkDone
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.messages import (
     Aggregate,
     Certificate,
@@ -58,25 +56,6 @@ _BACKOFF_DOUBLINGS_MAX = 6
 """A view's wait doubles at most this often: 64 times the first wait."""
 _MISSED_STEPS_PATIENCE = 2
 """Members that missed this many certified steps in a row are no longer waited for (they are still welcome)."""
-
-
-@dataclass(slots=True)
-class Timing:
-    """Adaptive waits, kept across steps by the node."""
-
-    work: Estimator
-    transfer: Estimator
-    delivery_seconds: float
-
-
-def timing_of(manifest: Manifest) -> Timing:
-    """Fresh estimators with the manifest's bounds."""
-    bounds = manifest.deadlines
-    return Timing(
-        Estimator(bounds.work_seconds_min, bounds.work_seconds_max, bounds.deviations),
-        Estimator(bounds.transfer_seconds_min, bounds.transfer_seconds_max, bounds.deviations),
-        bounds.delivery_seconds,
-    )
 
 
 class StepMachine:

@@ -70,12 +70,14 @@ class Engine:
         self._refresh()
         return self.state.digest()
 
-    def work(self, seed: bytes, out: torch.Tensor, should_stop: Callable[[], bool]) -> tuple[float, int]:
+    def work(
+        self, seed: bytes, out: torch.Tensor, should_stop: Callable[[], bool], flip_labels: bool = False
+    ) -> tuple[float, int]:
         """Compute one work unit: the mean gradient of the manifest's micro-batches at the current state.
 
         Writes float32 (elements,) into `out` and gives (mean loss, samples). `should_stop` is asked before every
         micro-batch. Raises WorkCancelled, MisuseError for a seed of another length, WorkFailed when the gradient
-        is not finite.
+        is not finite. `flip_labels` makes it a lie: see `Task.loss`.
         """
         if len(seed) != SEED_BYTES:
             raise MisuseError(f"a work unit's seed has {SEED_BYTES} bytes, not {len(seed)}")
@@ -88,7 +90,8 @@ class Engine:
                 raise WorkCancelled("the work unit was cancelled")
             generator = seeded_generator(seed, f"micro-batch {index}")
             with self._precision():
-                loss = self.task.loss(self._model, generator, section.micro_batch_samples, self.device)
+                samples = section.micro_batch_samples
+                loss = self.task.loss(self._model, generator, samples, self.device, flip_labels)
             loss.backward()
             total += float(loss.detach())
         if section.micro_batches > 1:

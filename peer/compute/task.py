@@ -49,9 +49,17 @@ class Task(ABC):
         """The model on the CPU with its initial parameters: the same bytes on every machine."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, generator: torch.Generator, samples: int, device: torch.device) -> torch.Tensor:
+    def loss(
+        self,
+        model: nn.Module,
+        generator: torch.Generator,
+        samples: int,
+        device: torch.device,
+        flip_labels: bool = False,
+    ) -> torch.Tensor:
         """Mean loss (scalar) of `samples` samples. All chance (which samples, augmentation, dropout) comes from
-        `generator`, a CPU generator."""
+        `generator`, a CPU generator. `flip_labels` is for attackers in a simulation: the same samples with wrong
+        labels, by a rule of the task."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:

@@ -12,16 +12,20 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from crowdsurf.protocol import effects, events, limits, wire
+from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Equivocation, decode_envelope, is_equivocation
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Header, Kind, header_digest
+from crowdsurf.protocol.messages import Envelope, Header, Kind, ViewChange, Vote, header_digest
 from crowdsurf.protocol.sim.checker import Checker, Violation
 from crowdsurf.protocol.sim.header_follows import HeaderFollows
-from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.host import MEMORY_STEPS, Host
 from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
+
+_STEPS_KEPT = 64
+"""Records of older steps are forgotten; nobody is that far behind and still votes."""
 
 __all__ = ["Checker", "Violation", "all_checkers"]
 
@@ -163,7 +167,9 @@ class BytesHeld(Checker):
             if any(name and name not in held for name in effect.header.parts):
                 self.report(host, f"it votes in step {effect.header.step} for bytes it does not hold")
         elif isinstance(effect, effects.ApplyUpdate):
-            if any(name and not host.holds(name) for name in effect.parts):
+            # Bytes of older steps may be gone from memory again; then the shell has to fetch them anew.
+            recent = effect.step >= host.step - MEMORY_STEPS
+            if recent and any(name and not host.holds(name) for name in effect.parts):
                 self.report(host, f"it applies bytes of step {effect.step} that it does not hold")
         elif isinstance(effect, effects.AggregatePart) and not all(host.holds(name) for _, name in effect.inputs):
             self.report(host, f"it aggregates bytes in step {effect.step} that it does not hold")
@@ -195,7 +201,7 @@ class SignedOnce(Checker):
 
 
 class DurableFirst(Checker):
-    """What an honest peer signs is on its disk before it is sent."""
+    """What an honest peer signs is on its disk before it is sent, and so is the header it votes for."""
 
     name = "durable_first"
     sees_effects = (effects.SendEnvelope,)
@@ -204,11 +210,55 @@ class DurableFirst(Checker):
         """Ask the disk."""
         if not host.honest or not isinstance(effect, effects.SendEnvelope) or effect.envelope.sender != host.id:
             return
-        envelope = effect.envelope
-        if envelope.step >= len(host.disk.certificates) and envelope.signature not in host.disk.signed():
-            self.report(
-                host, f"it sent {Kind(envelope.kind).name.lower()} of step {envelope.step} before it was durable"
-            )
+        envelope, disk = effect.envelope, host.disk
+        if envelope.step < len(disk.certificates):
+            return
+        kind = Kind(envelope.kind)
+        if envelope.signature not in disk.signed():
+            self.report(host, f"it sent {kind.name.lower()} of step {envelope.step} before it was durable")
+        if kind is Kind.VOTE:
+            vote = wire.unpack(envelope.payload, Vote, limits.ENVELOPE_BYTES_MAX)
+            locks = (kept for kept in disk._durable if isinstance(kept, effects.PersistLock))
+            if not any(header_digest(lock.header) == vote.header for lock in locks):
+                self.report(host, f"it voted in step {envelope.step} before its lock was durable")
+
+
+class StaysLocked(Checker):
+    """An honest peer that voted for a header votes for another one only if that one was voted for in no earlier view:
+    the first one may be certified already, somewhere, without its knowing."""
+
+    name = "stays_locked"
+    sees_effects = (effects.PersistLock, effects.SendEnvelope)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._step = 0
+        self._own: dict[tuple[int, int], tuple[bytes, int]] = {}
+        """The header of the newest vote, and its view, by host and step."""
+        self._known: dict[int, dict[bytes, int]] = {}
+        """The newest view that somebody voted for a header in, or said so, by step and header."""
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Note who says to be locked on what, and compare a vote with the one before."""
+        if isinstance(effect, effects.SendEnvelope):
+            lock = _claimed_lock(host, effect.envelope)
+            if lock is not None:
+                self._note(lock.header.step, header_digest(lock.header), lock.view)
+        elif isinstance(effect, effects.PersistLock):
+            name, step = header_digest(effect.header), effect.header.step
+            before, view = self._own.get((host.number, step), (name, -1))
+            if host.honest and before != name and self._known.get(step, {}).get(name, -1) < view:
+                self.report(host, f"it votes for another header of step {step} than the one it was locked on")
+            self._own[host.number, step] = name, effect.view
+            self._note(step, name, effect.view)
+
+    def _note(self, step: int, name: bytes, view: int) -> None:
+        known = self._known.setdefault(step, {})
+        known[name] = max(view, known.get(name, -1))
+        if step > self._step:
+            self._step = step
+            self._own = {slot: vote for slot, vote in self._own.items() if slot[1] >= step - _STEPS_KEPT}
+            self._known = {old: views for old, views in self._known.items() if old >= step - _STEPS_KEPT}
 
 
 class EvidenceChecker(Checker):
@@ -270,10 +320,10 @@ class BoundedQueues(Checker):
     """Nothing a peer can be made to hold grows beyond its bound."""
 
     name = "bounded_queues"
-    sees_effects = (effects.PersistCertificate,)
+    sees_effects = (effects.PersistCertificate, effects.PersistLock)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Look when a step is certified: nobody holds more than then."""
+        """Look late in a step, and when it is certified: nobody holds more than then."""
         self._look(host)
 
     def on_state(self, host: Host, step: int, digest: Digest) -> None:
@@ -316,6 +366,85 @@ class Progress(Checker):
             self.report(host, f"it {state} in step {host.step} ({missing}), its state is that before {host.state_step}")
 
 
+class NothingDropped(Checker):
+    """An honest peer votes for no header without work that it holds, so a proposer alone can void nobody's; only a
+    header that others are locked on it must take as it is."""
+
+    name = "nothing_dropped"
+    sees_effects = (effects.PersistLock, effects.SendEnvelope)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._locked_on: dict[bytes, int] = {}
+        """Headers somebody is locked on, or says so, with their step."""
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Compare the header that is voted for with what the voter holds."""
+        if isinstance(effect, effects.SendEnvelope):
+            lock = _claimed_lock(host, effect.envelope)
+            if lock is not None:
+                self._locked_on.setdefault(header_digest(lock.header), lock.header.step)
+        elif isinstance(effect, effects.PersistLock):
+            name, step = header_digest(effect.header), effect.header.step
+            if host.honest and name not in self._locked_on and self._drops(host, effect.header):
+                self.report(host, f"it votes in step {step} for a header without work that it holds")
+            self._locked_on = {old: at for old, at in self._locked_on.items() if at >= step - _STEPS_KEPT}
+            self._locked_on[name] = step
+
+    def _drops(self, host: Host, header: Header) -> bool:
+        machine = host.node.machine
+        cut = machine.transcript.cut(header.cut) if machine is not None else None
+        if machine is None or machine.facts.head.step != header.step or cut is None:
+            return False  # certified by the same event; nothing to compare with any more
+        for part, aggregator in enumerate(machine.facts.duties(cut)):
+            said = machine.transcript.aggregate(header.cut, part, aggregator)
+            if not header.parts[part] and said is not None and machine.holds(Digest(said.digest)):
+                return True
+        commits = machine.transcript.commits_in(cut, machine.facts.peers)
+        revealed = {index: machine.transcript.reveals.get(machine.facts.peers[index]) for index in commits}
+        return any(
+            nonce is not None and not header.nonces[index] and nonce_digest(nonce) == commits[index].nonce_digest
+            for index, nonce in revealed.items()
+        )
+
+
+class Admitted(Checker):
+    """Once faults have stopped, whoever asks to join a run that is open and has room is let in soon."""
+
+    name = "admitted"
+    sees_effects = (effects.SendEnvelope, effects.StepCertified)
+    STEPS_MAX: ClassVar[int] = 8
+    """A request is repeated every other step, named in the next commits and granted by their header."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asking: dict[PeerId, tuple[Host, int]] = {}
+        """Who asks, and the step it first did so in."""
+
+    def on_effect(self, host: Host, effect: Effect) -> None:
+        """Note who asks, who changes its mind, and who is let in."""
+        if isinstance(effect, effects.StepCertified):
+            if self._asking and host.honest:
+                self._look(effect)
+        elif isinstance(effect, effects.SendEnvelope) and effect.envelope.sender == host.id and host.honest:
+            if effect.envelope.kind == Kind.JOIN:
+                faults, manifest = host.world.network.faults, host.node.chain.manifest
+                may_join = manifest.admission == "open" or host.id in manifest.founders
+                if may_join and faults == faults.calm():
+                    self._asking.setdefault(host.id, (host, effect.envelope.step))
+            elif effect.envelope.kind == Kind.LEAVE:
+                self._asking.pop(host.id, None)
+
+    def _look(self, story: effects.StepCertified) -> None:
+        for peer, (host, step) in list(self._asking.items()):
+            is_full = len(story.roster) >= host.node.chain.manifest.peers_max
+            if peer in story.roster or is_full or not host.alive:
+                del self._asking[peer]
+            elif story.step > step + self.STEPS_MAX:
+                del self._asking[peer]
+                self.report(host, f"it asked to join in step {step} and is not let in by step {story.step}")
+
+
 class Awake(Checker):
     """After every event a node wants to be called later, not at once again: nobody spins. A host that does is stopped,
     because virtual time would stand still for ever."""
@@ -349,6 +478,17 @@ class Awake(Checker):
             host.late_deadlines = 0
 
 
+def _claimed_lock(host: Host, envelope: Envelope) -> effects.PersistLock | None:
+    """The lock a host names when it asks for a view."""
+    if envelope.kind != Kind.VIEW_CHANGE or envelope.sender != host.id:
+        return None
+    try:
+        change = wire.unpack(envelope.payload, ViewChange, limits.ENVELOPE_BYTES_MAX)
+    except Refusal:
+        return None  # a liar's; nobody can use it either
+    return effects.PersistLock(change.lock, change.lock_view) if change.lock is not None else None
+
+
 def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker]:
     """One of each."""
     return [
@@ -359,6 +499,9 @@ def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker
         BytesHeld(),
         SignedOnce(),
         DurableFirst(),
+        StaysLocked(),
+        NothingDropped(),
+        Admitted(),
         NoHonestBlame(),
         EvidenceHolds(verify),
         BoundedQueues(),

@@ -15,7 +15,7 @@ from crowdsurf.protocol import assignment, effects, limits, wire
 from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import Refusal
-from crowdsurf.protocol.ids import Digest, PeerId, digest
+from crowdsurf.protocol.ids import Digest, digest
 from crowdsurf.protocol.messages import (
     PAYLOAD_TYPES,
     Aggregate,

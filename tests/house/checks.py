@@ -22,8 +22,13 @@ PURE_FORBIDDEN = (
     *("time", "datetime", "random", "secrets", "uuid", "os", "tempfile"),
     *("torch", "numpy"),
 )
-COMPUTE_PROTOCOL = tuple(f"crowdsurf.protocol.{name}" for name in ("ids", "manifest", "errors", "limits"))
+COMPUTE_PROTOCOL = tuple(
+    f"crowdsurf.protocol.{name}" for name in ("ids", "manifest", "errors", "limits", "sim.compute")
+)
 COMPUTE_FOR_DAEMON = tuple(f"crowdsurf.peer.compute.{name}" for name in ("client", "segments", "errors"))
+COMPUTE_FOR_SIMULATION = tuple(f"crowdsurf.peer.compute.{name}" for name in ("shared", "attacks", "rules"))
+SIMULATION = ("peer/simulate.py", "peer/simulate_options.py", "peer/robustness.py")
+"""A simulated swarm computes in its own process, so these may load the worker's code when they need it."""
 
 # What may be imported only in some places: module -> path prefixes. `tests/` may import all of them.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -133,6 +138,7 @@ def imports_respect_layers(source: Source) -> Violations:
             and not source.inside("peer/compute/")
             and within(name, "crowdsurf.peer.compute")
             and not within(name, *COMPUTE_FOR_DAEMON)
+            and not (source.path in SIMULATION and within(name, *COMPUTE_FOR_SIMULATION))
         ):
             yield line, f"the daemon must not load the worker's code: {name}"
 

@@ -46,6 +46,8 @@ BAD = [
     (checks.imports_respect_layers, "peer/x.py", "from crowdsurf.cli import main"),
     (checks.imports_respect_layers, "peer/x.py", "from tests.house import checks"),
     (checks.imports_respect_layers, "peer/x.py", "def f():\n    from crowdsurf.peer.compute import worker"),
+    (checks.imports_respect_layers, "peer/simulate.py", "from crowdsurf.peer.compute import worker"),
+    (checks.imports_respect_layers, "peer/daemon.py", "from crowdsurf.peer.compute.shared import SharedCompute"),
     (checks.imports_respect_layers, "peer/compute/x.py", "from crowdsurf.protocol import wire"),
     (checks.imports_respect_layers, "peer/compute/x.py", "from crowdsurf.peer import clock"),
     (checks.imports_respect_layers, "configs/x.py", "from crowdsurf.protocol import ids"),
@@ -96,6 +98,7 @@ def test_every_rule_has_a_bad_example() -> None:
 
 
 GOOD = [
+    ("peer/simulate.py", "def f():\n    from crowdsurf.peer.compute.shared import SharedCompute"),
     ("protocol/x.py", "from crowdsurf.protocol import ids\nimport math"),
     ("protocol/sim/x.py", "import random"),
     ("dht/hivemind.py", "import asyncio\nfrom hivemind.dht.node import DHTNode\nfrom crowdsurf.protocol import wire"),

@@ -137,6 +137,7 @@ def test_leaving_in_order_voids_nothing() -> None:
     leaver.give(events.LeaveAsked())
     swarm.run(lambda: bool(leaver.finished))
     assert leaver.finished == "this peer has left the roster"
+    assert leaver.node.catch_up.step == leaver.node.chain.head.step
     leaver.alive = False
     assert swarm.run_to_end()
     assert_sound(swarm, steps=20)

@@ -6,10 +6,11 @@ The member under test is not in the cut, so that nothing but its judgement is in
 from __future__ import annotations
 
 from crowdsurf.protocol import assignment, effects
+from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import Header, Kind, ViewChange, Vote, header_digest
-from crowdsurf.protocol.step import StepMachine, timing_of
+from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import ELEMENTS, name

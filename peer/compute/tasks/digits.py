@@ -94,12 +94,23 @@ class DigitsTask(Task):
                     parameter.copy_(centered_uniform(tuple(parameter.shape), math.sqrt(6.0 / inputs), generator))
         return model
 
-    def loss(self, model: nn.Module, generator: torch.Generator, samples: int, device: torch.device) -> torch.Tensor:
-        """See `Task.loss`: cross-entropy of images drawn with replacement, some of them shifted."""
+    def loss(
+        self,
+        model: nn.Module,
+        generator: torch.Generator,
+        samples: int,
+        device: torch.device,
+        flip_labels: bool = False,
+    ) -> torch.Tensor:
+        """See `Task.loss`: cross-entropy of images drawn with replacement, some of them shifted. A flipped digit
+        y is 9 - y."""
         train, _ = self._split
         chosen = torch.randint(len(train.labels), (samples,), generator=generator)
         pixels = shifted(train.pixels[chosen], self.shifted, generator)
-        return functional.cross_entropy(model(pixels.to(device)), train.labels[chosen].to(device))
+        labels = train.labels[chosen]
+        if flip_labels:
+            labels = CLASSES - 1 - labels
+        return functional.cross_entropy(model(pixels.to(device)), labels.to(device))
 
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """See `Task.evaluate`: all test images."""

@@ -96,10 +96,18 @@ class TextTask(Task):
         model.initialise(seeded_generator(seed.to_bytes(8, "little"), "initial parameters"))
         return model
 
-    def loss(self, model: nn.Module, generator: torch.Generator, samples: int, device: torch.device) -> torch.Tensor:
-        """See `Task.loss`: cross-entropy in nats per byte of `samples` windows drawn with replacement."""
+    def loss(
+        self,
+        model: nn.Module,
+        generator: torch.Generator,
+        samples: int,
+        device: torch.device,
+        flip_labels: bool = False,
+    ) -> torch.Tensor:
+        """See `Task.loss`: cross-entropy in nats per byte of `samples` windows drawn with replacement. A flipped
+        byte b is b + 1 modulo 256."""
         starts = torch.randint(self._training_bytes - self.shape.context, (samples,), generator=generator)
-        return self._window_loss(model, starts, device, generator)
+        return self._window_loss(model, starts, device, generator, flip_labels)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -113,13 +121,21 @@ class TextTask(Task):
         return {"test_loss": total / count}
 
     def _window_loss(
-        self, model: nn.Module, starts: torch.Tensor, device: torch.device, generator: torch.Generator | None
+        self,
+        model: nn.Module,
+        starts: torch.Tensor,
+        device: torch.device,
+        generator: torch.Generator | None,
+        flip_labels: bool = False,
     ) -> torch.Tensor:
         """Mean loss of the windows that begin at `starts`, int64 (n,)."""
         offsets = starts[:, None] + torch.arange(self.shape.context + 1)
         window_BT = self._text[offsets].to(device=device, dtype=torch.int64)
         logits_BTV = model(window_BT[:, :-1], generator)
-        return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), window_BT[:, 1:].flatten())
+        labels = window_BT[:, 1:].flatten()
+        if flip_labels:
+            labels = (labels + 1) % BYTE_VALUES
+        return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels)
 
 
 def read_text(path: str) -> bytes:

@@ -36,6 +36,9 @@ class PlainSwarm:
         beacon = digest("test", self.seed.to_bytes(8, "little") + step.to_bytes(8, "little"))
         return [work_seed(beacon, bytes([member])) for member in range(self.members)]
 
+    def cut(self, step: int) -> Digest:
+        return digest("test cut", step.to_bytes(8, "little"))
+
     def forge(self, step: int, member: int) -> Work:
         past = max(0, step - self.delay)
         seeds = self.seeds(past)
@@ -64,7 +67,7 @@ class PlainSwarm:
         """One step; the new state."""
         step = len(self.states) - 1
         works = self.works(step)
-        cut = digest("test cut", step.to_bytes(8, "little"))
+        cut = self.cut(step)
         results = [
             self.compute.aggregate(tuple((member, work.parts[part]) for member, work in enumerate(works)), cut, part)
             for part in range(self.members)

@@ -90,6 +90,16 @@ async def check_aggregation(client: ComputeClient, pool: SegmentPool) -> None:
     assert result.digest == blob_digest(output.view[400:800])
     clipped = await client.aggregate("centered_clip", {"tau": 5.0}, rows, [0, 400], 100, output)
     assert (clipped.excluded_rows, clipped.digest) == ((), blob_digest(output.view[:400]))
+    one, two = [await client.aggregate("bucketing+median", {}, rows, offsets, 100, output, 0, s) for s in (SEED, SEED)]
+    assert one.digest == two.digest
+    by_seed = [
+        await client.aggregate("mixtailor", {}, rows, offsets, 100, output, 0, bytes([s] * 32)) for s in range(9)
+    ]
+    assert len({result.digest for result in by_seed}) > 1
+    with pytest.raises(NoUsableRows):
+        await client.aggregate("mean", {}, rows, [], 100, output)
+    with pytest.raises(MisuseError, match="float32"):
+        await client.aggregate("mean", {}, rows, [0, 2], 10, output)
     with pytest.raises(NoUsableRows):
         await client.aggregate("mean", {}, rows, [800], 100, output)
     rows.close()  # the worker drops its mapping with the next command

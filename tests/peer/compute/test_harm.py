@@ -21,7 +21,6 @@ import torch
 
 from crowdsurf.peer.compute.shared import SharedCompute
 from crowdsurf.peer.compute.tasks.quadratic import QuadraticTask
-from crowdsurf.protocol.assignment import part_ranges
 from crowdsurf.protocol.ids import Digest, digest
 from crowdsurf.protocol.manifest import Manifest, OptimizerSection, RuleSection, TaskSection, WorkSection
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS
@@ -30,9 +29,11 @@ from tests.peer.compute.plain_swarm import PlainSwarm
 MakeManifest = Callable[..., Manifest]
 TAU = 0.5
 RATE = 0.5
-CONDITION = 4.0
-DIMENSION = 256
+CONDITION = 2.0
+DIMENSION = 64
 MEMBERS = 16
+STEPS = 18
+"""Of digits: enough to tell learning from not learning."""
 CUT = digest("test", b"cut")
 ROUNDING = 1.0 + 1e-4
 """The rule stops at a relative residual of 1e-6, and its result is float32."""
@@ -55,29 +56,29 @@ def digits(make_manifest: MakeManifest, rule: str) -> SharedCompute:
     return SharedCompute(
         make_manifest(
             task=TaskSection(name="digits", parameters={"model": "mlp", "hidden": 32}),
-            work=WorkSection(micro_batch_samples=64),
-            optimizer=OptimizerSection(name="adamw", learning_rate=0.01, warmup_steps=3),
-            rule=RuleSection(name=rule, parameters={"tau": 1.0} if rule == "centered_clip" else {}),
+            work=WorkSection(micro_batch_samples=32),
+            optimizer=OptimizerSection(name="adamw", learning_rate=0.02),
+            rule=RuleSection(name=rule, parameters={"tau": 0.1} if rule == "centered_clip" else {}),
         )
     )
 
 
 def vector(compute: SharedCompute, name: Digest) -> torch.Tensor:
-    return compute._vectors[name].double()
+    return compute.vector(name).double()
 
 
 @pytest.mark.parametrize("attack", GRADIENT_ATTACKS)
-@pytest.mark.parametrize("byzantine", [1, 3, 7])
-@pytest.mark.parametrize("noise", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("byzantine", [3, 7])
+@pytest.mark.parametrize("noise", [0.02, 1.0])
 def test_centered_clip_keeps_every_attack_within_its_bound(
     make_manifest: MakeManifest, attack: str, byzantine: int, noise: float
 ) -> None:
     compute = quadratic(make_manifest, noise)
     swarm = PlainSwarm(compute, MEMBERS, byzantine, attack)
-    swarm.step()
-    works = swarm.works(1)
+    swarm.previous = compute.work(swarm.states[0], digest("test", b"previous"), MEMBERS).parts
+    works = swarm.works(0)
     honest = MEMBERS - byzantine
-    for part in range(MEMBERS):
+    for part in (0, MEMBERS - 1):
         result = compute.aggregate(tuple((member, work.parts[part]) for member, work in enumerate(works)), CUT, part)
         assert result is not None
         rows = torch.stack([vector(compute, work.parts[part]) for work in works[:honest]])
@@ -100,8 +101,9 @@ def test_far_attackers_reach_the_bound_and_strength_adds_nothing(make_manifest: 
         assert moved == pytest.approx(TAU * byzantine / (MEMBERS - byzantine), rel=1e-4)
 
 
-@pytest.mark.parametrize("attack", ["sign_flip", "random_direction", "ipm", "label_flip", "huge"])
-@pytest.mark.parametrize("byzantine", [3, 7])
+@pytest.mark.parametrize(
+    ("attack", "byzantine"), [("sign_flip", 7), ("random_direction", 3), ("label_flip", 7), ("huge", 3)]
+)
 def test_the_optimum_is_missed_by_no_more_than_the_formula(
     make_manifest: MakeManifest, attack: str, byzantine: int
 ) -> None:
@@ -111,11 +113,11 @@ def test_the_optimum_is_missed_by_no_more_than_the_formula(
     swarm = PlainSwarm(compute, MEMBERS, byzantine, attack)
     push = MEMBERS**0.5 * TAU * byzantine / (MEMBERS - byzantine)
     bound = float((place.double() - task.optimum).norm())
-    for _ in range(40):
+    for _ in range(12):
         swarm.step()
         bound = bound * (1.0 - RATE / CONDITION) + RATE * push
         assert float((place.double() - task.optimum).norm()) <= bound * ROUNDING
-    assert bound <= push * CONDITION * 1.1
+    assert bound <= push * CONDITION * 1.5
 
 
 def test_a_mean_has_no_bound(make_manifest: MakeManifest) -> None:
@@ -124,18 +126,20 @@ def test_a_mean_has_no_bound(make_manifest: MakeManifest) -> None:
     assert PlainSwarm(compute, MEMBERS, 1, "sign_flip").run(2)["test_loss"] > 1e4 * start
 
 
-def test_parts_are_where_the_bound_takes_them() -> None:
-    assert len(part_ranges(DIMENSION, MEMBERS)) == MEMBERS
-
-
-@pytest.mark.parametrize("byzantine", [3, 7])
-def test_sign_flippers_destroy_digits_under_a_mean(make_manifest: MakeManifest, byzantine: int) -> None:
-    clean = PlainSwarm(digits(make_manifest, "mean"), MEMBERS).run(12)
+def test_digits_are_destroyed_under_a_mean_and_learn_under_centered_clip(make_manifest: MakeManifest) -> None:
+    clean = PlainSwarm(digits(make_manifest, "mean"), MEMBERS).run(STEPS)
+    destroyed = PlainSwarm(digits(make_manifest, "mean"), MEMBERS, 3, "sign_flip").run(STEPS)
+    bounded = PlainSwarm(digits(make_manifest, "centered_clip"), MEMBERS, 3, "sign_flip").run(STEPS)
     assert clean["test_accuracy"] > 0.8
-    attacked = PlainSwarm(digits(make_manifest, "mean"), MEMBERS, byzantine, "sign_flip").run(12)
-    assert attacked["test_accuracy"] < 0.3
+    assert destroyed["test_accuracy"] < 0.3
+    assert bounded["test_accuracy"] > clean["test_accuracy"] - 0.1
 
 
-def test_digits_learn_under_centered_clip_with_three_sign_flippers(make_manifest: MakeManifest) -> None:
-    attacked = PlainSwarm(digits(make_manifest, "centered_clip"), MEMBERS, 3, "sign_flip", attack_from=5).run(20)
-    assert attacked["test_accuracy"] > 0.5
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "low", "high"), [("mean", 0.0, 0.3), ("centered_clip", 0.85, 1.0)])
+def test_digits_under_seven_sign_flippers_of_sixteen(
+    make_manifest: MakeManifest, rule: str, low: float, high: float
+) -> None:
+    """The tau of this file is below the length of an honest part; one of 1.0 is not, and does not save the digits."""
+    after = PlainSwarm(digits(make_manifest, rule), MEMBERS, 7, "sign_flip").run(80)
+    assert low < after["test_accuracy"] < high

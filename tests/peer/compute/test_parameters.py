@@ -35,8 +35,18 @@ def test_text_reports_all_mistakes() -> None:
 def test_rules_report_all_mistakes_and_unknown_names() -> None:
     with pytest.raises(MisuseError, match=r"tau must .*; tolerance must .*; zzz is unknown \(known are tau"):
         parse_rule("centered_clip", {"tau": -1.0, "tolerance": float("nan"), "zzz": 1})
-    with pytest.raises(MisuseError, match="rule 'median' is unknown; known are centered_clip, mean"):
-        parse_rule("median", {})
+    with pytest.raises(MisuseError, match="rule 'medium' is unknown; known are bulyan, centered_clip, "):
+        parse_rule("medium", {})
+    for name in ("nnm", "+krum", "krum+nnm", "nnm+nnm+krum", "krum+"):
+        with pytest.raises(MisuseError, match="is unknown"):
+            parse_rule(name, {})
+    with pytest.raises(MisuseError, match=r"bucket_rows must be .*; byzantine_share must be "):
+        parse_rule("bucketing+krum", {"bucket_rows": 0, "byzantine_share": 0.5})
+    with pytest.raises(MisuseError, match="bucket_rows is unknown"):
+        parse_rule("nnm+krum", {"bucket_rows": 2})
+    for pool in ("krum,krum", "krum,mixtailor", ""):
+        with pytest.raises(MisuseError, match="rules must be different names"):
+            parse_rule("mixtailor", {"rules": pool})
     with pytest.raises(MisuseError, match="tau is unknown"):
         parse_rule("mean", {"tau": 1.0})
 

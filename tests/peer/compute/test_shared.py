@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from crowdsurf.peer import duties
 from crowdsurf.peer.compute import shared
 from crowdsurf.peer.compute.attacks import ATTACKS, DEFAULT_STRENGTH
 from crowdsurf.peer.compute.engine import Engine
@@ -38,7 +39,7 @@ def seed_of(number: int) -> Digest:
 
 
 def vector(compute: SharedCompute, name: bytes) -> torch.Tensor:
-    return compute._vectors[Digest(name)]
+    return compute.vector(Digest(name))
 
 
 def forgery_of(compute: SharedCompute, attack: str, member: int = 9, strength: float = 1.0) -> Forgery:
@@ -65,6 +66,11 @@ def test_parts_lie_where_the_rules_say(elements: int, parts: int) -> None:
     assert shared.part_ranges(elements, parts) == assignment.part_ranges(elements, parts)
 
 
+@pytest.mark.parametrize("part", [0, 1, 255])
+def test_the_chance_of_a_rule_is_that_of_the_live_path(part: int) -> None:
+    assert shared.aggregation_seed(SALT, part) == duties.aggregation_seed(SALT, part)
+
+
 def live_states(manifest: Manifest, swarm: PlainSwarm, steps: int) -> list[Digest]:
     """State digests of the same swarm by what the live worker does for each command, one engine per member."""
     engines = [Engine(manifest, CPU) for _ in range(swarm.members)]
@@ -77,13 +83,15 @@ def live_states(manifest: Manifest, swarm: PlainSwarm, steps: int) -> list[Diges
         for engine, seed, gradient in zip(engines, swarm.seeds(step), gradients, strict=True):
             engine.work(seed, gradient, lambda: False)
         averaged = torch.empty(elements)
-        for start, stop in ranges:
-            aggregate_rows(rule, [gradient[start:stop] for gradient in gradients], averaged[start:stop])
+        for part, (start, stop) in enumerate(ranges):
+            matrix = torch.stack([gradient[start:stop] for gradient in gradients])  # as the daemon's memory lies
+            chance = duties.aggregation_seed(swarm.cut(step), part)
+            aggregate_rows(rule, list(matrix), averaged[start:stop], chance)
         states += {engine.apply(averaged, (), ranges) for engine in engines}
     return states
 
 
-@pytest.mark.parametrize("rule", ["mean", "centered_clip"])
+@pytest.mark.parametrize("rule", ["mean", "centered_clip", "bucketing+median", "nnm+geometric_median", "mixtailor"])
 def test_a_simulated_run_has_the_bytes_of_a_live_one(make_manifest: MakeManifest, rule: str) -> None:
     manifest = make_manifest(work=WorkSection(micro_batch_samples=4), rule=RuleSection(name=rule))
     swarm = PlainSwarm(SharedCompute(manifest), members=3)
@@ -107,7 +115,8 @@ def test_nothing_is_computed_twice(manifest: Manifest, monkeypatch: pytest.Monke
     calls: list[str] = []
     for name in ("work", "apply", "evaluate"):
         monkeypatch.setattr(compute.engine, name, counted(getattr(compute.engine, name), name, calls))
-    monkeypatch.setattr(shared, "aggregate_rows", counted(shared.aggregate_rows, "aggregate", calls))
+    counted_rule = counted(aggregate_rows, "aggregate", calls)
+    monkeypatch.setattr("crowdsurf.peer.compute.shared.aggregate_rows", counted_rule)
     for _ in range(2):  # the second one repeats every question of the first
         PlainSwarm(compute, members=4, byzantine=1).run(3)
     assert sorted(calls) == ["aggregate"] * 12 + ["apply"] * 3 + ["evaluate"] + ["work"] * 12
@@ -209,6 +218,15 @@ def test_the_previous_aggregate_reaches_the_attack(manifest: Manifest) -> None:
     void = dataclasses.replace(forgery, previous=(b"", *work.parts[1:]))
     names = [compute.forge(one).parts for one in (forgery, void, dataclasses.replace(forgery, previous=work.parts))]
     assert len(set(names)) == 3
+    broken = compute.forge(forgery_of(compute, "nan")).parts
+    sent = compute.forge(dataclasses.replace(forgery, previous=broken)).parts
+    assert all(bool(vector(compute, name).isfinite().all()) for name in sent)
+
+
+def test_without_honest_members_an_attacker_looks_at_its_own_work(manifest: Manifest) -> None:
+    compute = SharedCompute(manifest)
+    forged = compute.forge(dataclasses.replace(forgery_of(compute, "mimic"), honest_seeds=()))
+    assert forged == compute.work(compute.initial_state(), seed_of(9), 4)
 
 
 def test_rows_that_are_not_finite_are_left_out_by_member(manifest: Manifest) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.seeds import seeded_generator
+from crowdsurf.peer.compute.task import Task
 from crowdsurf.peer.compute.tasks.digits import DigitsTask, read_images, shifted, split_by_class
 from crowdsurf.peer.compute.tasks.gpt import Gpt, dropout
 from crowdsurf.peer.compute.tasks.text import TextTask, read_text
@@ -50,6 +52,38 @@ def test_shifted_images_move_by_one_pixel() -> None:
     assert places == {(4, 4), (3, 4), (5, 4), (4, 3), (4, 5)}
     assert moved.sum() == 200.0
     assert torch.equal(shifted(pixels, 0.0, seeded_generator(bytes(32), "test")), pixels)
+
+
+class Ramp(nn.Module):
+    """Answers 0, 1, 2, … for the classes, whatever it sees: its loss on class y is a constant minus y."""
+
+    def __init__(self, classes: int, input_axes: int) -> None:
+        super().__init__()
+        self.answer = torch.arange(classes).float()
+        self.input_axes = input_axes
+
+    def forward(self, inputs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.answer.expand(*inputs.shape[: self.input_axes], -1)
+
+
+def ramp_losses(task: Task, model: Ramp) -> tuple[float, float, float]:
+    """The constant, the loss on right labels and the loss on flipped ones."""
+    losses = [
+        float(task.loss(model, seeded_generator(bytes(32), "test"), 50, CPU, flip_labels))
+        for flip_labels in (False, True)
+    ]
+    return float(model.answer.logsumexp(dim=0)), losses[0], losses[1]
+
+
+def test_a_flipped_digit_is_nine_minus_the_right_one() -> None:
+    constant, right, flipped = ramp_losses(DigitsTask.parse({}), Ramp(10, input_axes=1))
+    assert constant - flipped == pytest.approx(9.0 - (constant - right), rel=1e-5)
+    assert flipped != right
+
+
+def test_a_flipped_byte_is_the_next_one() -> None:
+    constant, right, flipped = ramp_losses(TextTask.parse({}), Ramp(256, input_axes=2))
+    assert constant - flipped == pytest.approx(constant - right + 1.0, rel=1e-5)
 
 
 def test_digits_learn(make_manifest: Callable[..., Manifest]) -> None:
