@@ -43,6 +43,11 @@ class Ballot:
         self._requests.get(latest, {}).pop(peer, None)
         self._requests.setdefault(view, {})[peer] = change
 
+    @property
+    def somebody_gave_up(self) -> bool:
+        """Whether any member has asked for a later view."""
+        return bool(self._requests)
+
     def requests_for(self, view: int) -> int:
         """Members that asked for this view or a later one."""
         return sum(len(by) for asked, by in self._requests.items() if asked >= view)

@@ -129,11 +129,12 @@ class Node:
         """When `handle(Tick(), now)` is due although nothing happened; None if nothing is waited for."""
         if self.finished:
             return None
-        announce_at = self._announce_at if self.catch_up.step == self._step else None
-        times = [announce_at, self._chain_asked_until]
-        if self.machine is not None:
-            times.append(self.machine.next_deadline())
-        return min((time for time in times if time is not None), default=None)
+        soonest = self.machine.next_deadline() if self.machine is not None else None
+        if self._announce_at is not None and self.catch_up.step == self._step:
+            soonest = self._announce_at if soonest is None else min(soonest, self._announce_at)
+        if self._chain_asked_until is not None:
+            soonest = self._chain_asked_until if soonest is None else min(soonest, self._chain_asked_until)
+        return soonest
 
     @property
     def is_member(self) -> bool:
@@ -381,7 +382,8 @@ class Node:
 
     def _progress(self, now: float) -> None:
         """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
-        self._ask_for_chain(now)
+        if self._ahead or self._chain_asked_until is not None:
+            self._ask_for_chain(now)
         self._apply(self._step)
         if self._leaving and self._is_out() and self.catch_up.step in (None, self._step):
             self._finish("this peer has left the roster")

@@ -80,7 +80,8 @@ class StepMachine:
         self.transcript = Transcript()
         self.ballot = Ballot(facts.peers, self.quorum)
         self._elements = elements
-        self._proposers = assignment.proposers(facts.head.beacon, facts.head.roster)
+        order = assignment.proposers(facts.head.beacon, facts.head.roster)
+        self._proposers = [facts.peers[index] for index in order]
         self.effects: list[Effect] = []
         self.certificate: Certificate | None = None
         self.joins: set[PeerId] = set()
@@ -119,17 +120,18 @@ class StepMachine:
         """When `advance` wants to be called again although nothing came."""
         if self.phase is Phase.DONE:
             return None
-        times = [self._deadline, self._resend_at]
+        soonest = min(self._deadline, self._resend_at)
         if self.phase is Phase.EXCHANGE and not self._pulled and self.accepted is not None:
-            times.append(self.accepted.schedule.pull)
-        return min(times)
+            return min(soonest, self.accepted.schedule.pull)
+        return soonest
 
     def advance(self, now: float) -> None:
         """Follow the table as far as what is known allows."""
         if self.phase is Phase.DONE:
             return
-        self._join_later_view(now)
-        self._begin_wait(now)
+        if self.ballot.somebody_gave_up:
+            self._join_later_view(now)
+            self._begin_wait(now)
         while True:
             before = (self.phase, self.ballot.view)
             self._act(now)
@@ -392,8 +394,10 @@ class StepMachine:
     def _consider_outcome(self, now: float) -> None:
         """Vote for the view's outcome once it is complete and correct and nothing forbids it."""
         view = self.ballot.view
+        if self.ballot.voted_view >= view:
+            return
         opened = self.transcript.outcome(self.proposer(view), view)
-        if opened is None or self.ballot.voted_view >= view or not isinstance(opened.payload, Header):
+        if opened is None or not isinstance(opened.payload, Header):
             return
         header, patient = opened.payload, self.phase is Phase.SIGN or (self.phase is Phase.PROPOSE and view > 0)
         if not patient and not all(header.parts):
@@ -441,7 +445,7 @@ class StepMachine:
 
     def proposer(self, view: int) -> PeerId:
         """Who proposes in a view."""
-        return self.facts.peers[self._proposers[view % len(self._proposers)]]
+        return self._proposers[view % len(self._proposers)]
 
     def _join_later_view(self, now: float) -> None:
         view = self.ballot.view_to_join()

@@ -47,21 +47,22 @@ class Transcript:
 
     def add(self, opened: Opened) -> None:
         """Keep a message whose slot was checked."""
-        self._slots[(opened.sender, slot_of(opened.envelope))] = opened
-        self._per_member[opened.sender] = self._per_member.get(opened.sender, 0) + 1
-        payload = opened.payload
-        if isinstance(payload, Commit | Cut | Header):
-            self._by_digest[opened.digest] = opened
-        if isinstance(payload, Cut):
-            self._proposals[(opened.sender, opened.envelope.view)] = opened
-        elif isinstance(payload, Header):
-            self._outcomes[(opened.sender, opened.envelope.view)] = opened
+        sender, payload = opened.sender, opened.payload
+        self._slots[(sender, slot_of(opened.envelope))] = opened
+        self._per_member[sender] = self._per_member.get(sender, 0) + 1
         if isinstance(payload, Aggregate):
-            self.aggregates[(payload.cut, payload.part, opened.sender)] = opened
-        elif isinstance(payload, Commit):
-            self.commits[opened.sender] = opened
+            self.aggregates[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Reveal):
-            self.reveals[opened.sender] = payload.nonce
+            self.reveals[sender] = payload.nonce
+        elif isinstance(payload, Commit):
+            self._by_digest[opened.digest] = opened
+            self.commits[sender] = opened
+        elif isinstance(payload, Cut):
+            self._by_digest[opened.digest] = opened
+            self._proposals[(sender, opened.envelope.view)] = opened
+        elif isinstance(payload, Header):
+            self._by_digest[opened.digest] = opened
+            self._outcomes[(sender, opened.envelope.view)] = opened
 
     def find(self, digest: bytes) -> list[Opened]:
         """The commit, cut or header with this payload digest, and every aggregate message that names this blob."""

@@ -419,19 +419,21 @@ class Admitted(Checker):
     def __init__(self) -> None:
         super().__init__()
         self._asking: dict[PeerId, tuple[Host, int]] = {}
-        """Who asks, and the step it first did so in."""
+        """Who asks, and the step the run was in when it first did so knowing where the run is."""
+        self._newest = 0
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Note who asks, who changes its mind, and who is let in."""
         if isinstance(effect, effects.StepCertified):
-            if self._asking and host.honest:
+            if host.honest:
+                self._newest = max(self._newest, effect.step + 1)
                 self._look(effect)
         elif isinstance(effect, effects.SendEnvelope) and effect.envelope.sender == host.id and host.honest:
             if effect.envelope.kind == Kind.JOIN:
                 faults, manifest = host.world.network.faults, host.node.chain.manifest
                 may_join = manifest.admission == "open" or host.id in manifest.founders
-                if may_join and faults == faults.calm():
-                    self._asking.setdefault(host.id, (host, effect.envelope.step))
+                if may_join and faults == faults.calm() and effect.envelope.step >= self._newest - 1:
+                    self._asking.setdefault(host.id, (host, self._newest))
             elif effect.envelope.kind == Kind.LEAVE:
                 self._asking.pop(host.id, None)
 

@@ -195,7 +195,7 @@ class Host:
         if self.alive and not self.finished:
             self._worker_life += 1
             self.give(events.StateLost())
-            self.later(WORKER_START_SECONDS, self._load_newest_state)
+            self._worker_later(WORKER_START_SECONDS, self._load_newest_state)
 
     def _load_newest_state(self) -> None:
         step = max((s for s in self.disk.states if s <= self.step), default=0)

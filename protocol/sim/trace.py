@@ -44,6 +44,8 @@ _EVENT_CODES = {
     )
 }
 _ENTRY = struct.Struct("<dHH")
+_AT_ONCE_BYTES = 1 << 16
+"""Entries are digested together: an update of a hash costs as much as 300 bytes of it."""
 
 
 class TraceDigest(Observer):
@@ -53,25 +55,34 @@ class TraceDigest(Observer):
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
+        self._waiting = bytearray()
         self.events = 0
 
     def on_event(self, host: Host, event: events.Event) -> None:
         """Take one event into the digest."""
         self.events += 1
-        update = self._hash.update
-        update(_ENTRY.pack(host.world.timeline.now, host.number, _EVENT_CODES[type(event)]))
+        waiting = self._waiting
+        waiting += _ENTRY.pack(host.world.timeline.now, host.number, _EVENT_CODES[type(event)])
         if isinstance(event, events.EnvelopeReceived):
-            update(event.source + event.envelope.signature)
+            waiting += event.source
+            waiting += event.envelope.signature
         elif isinstance(event, events.BlobArrived | events.StateReady | events.PartAggregated):
-            update(event.digest)
+            waiting += event.digest
+        if len(waiting) > _AT_ONCE_BYTES:
+            self._flush()
 
     def on_state(self, host: Host, step: int, digest: Digest) -> None:
         """Take a state into the digest."""
-        self._hash.update(digest)
+        self._waiting += digest
 
     def digest(self) -> str:
         """The digest so far."""
+        self._flush()
         return "b2:" + self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        self._hash.update(self._waiting)
+        self._waiting.clear()
 
 
 class TraceWriter(Observer):
