@@ -1,9 +1,10 @@
 """Peers that break the rules: one small class for each attack, over two hooks.
 
 The idea: an adversary is an honest peer (the same node, disk and network) whose results and messages are changed
-on the way out. `work` and `aggregate` change what it computes, `change` changes what it sends; a class overrides
+on the way out. `forgery` and `distortion` change what it computes, `change` changes what it sends; a class overrides
 what it needs and nothing else. Attackers of one simulation share a `Mind`, in which they agree on whatever must
 be alike. Since work seeds are public they know every honest gradient; what they can not do is sign for others.
+An adversary only decides; its body (a simulated host, or a live daemon that rehearses) does the computing.
 """
 
 from __future__ import annotations
@@ -11,21 +12,46 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 import msgspec
 
 from crowdsurf.protocol import assignment, effects, events, limits, wire
 from crowdsurf.protocol.effects import Effect
-from crowdsurf.protocol.envelope import Slot, decode_envelope, seal, signed_bytes, slot_of
+from crowdsurf.protocol.envelope import Signer, Slot, decode_envelope, seal, signed_bytes, slot_of
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import PAYLOAD_TYPES, Aggregate, Commit, Cut, Envelope, Kind, payload_digest
-from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery, Work
+from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Distortion, Forgery
 from crowdsurf.protocol.sim.names import name_of
 
-if TYPE_CHECKING:
-    from crowdsurf.protocol.sim.host import Host
+
+class Body(Protocol):
+    """What an adversary knows of the peer it sits in, and the one thing it may do there by itself."""
+
+    @property
+    def id(self) -> PeerId: ...
+
+    @property
+    def signer(self) -> Signer: ...
+
+    @property
+    def node(self) -> Node: ...
+
+    @property
+    def step(self) -> int:
+        """The step it is in."""
+        ...
+
+    @property
+    def state(self) -> Digest:
+        """The state it holds."""
+        ...
+
+    def carry_out_later(self, seconds: float, effect: Effect) -> None:
+        """Carry out an effect after a while."""
+        ...
 
 
 @dataclass(slots=True)
@@ -72,17 +98,17 @@ class Adversary:
 
     # --- what it computes --------------------------------------------------------------------------------
 
-    def work(self, host: Host, effect: effects.ComputeWork, honest: Work) -> Work:
-        """Its work unit, given the honest one."""
-        return honest
+    def forgery(self, host: Body, effect: effects.ComputeWork) -> Forgery | None:
+        """What it computes instead of its work unit; None for the honest one."""
+        return None
 
-    def aggregate(self, host: Host, effect: effects.AggregatePart, honest: Digest) -> Digest:
-        """Its aggregate of a part, given the right one."""
-        return honest
+    def distortion(self, host: Body, effect: effects.AggregatePart) -> Distortion | None:
+        """How it changes its aggregate of a part; None for the right one."""
+        return None
 
     # --- what it sends -----------------------------------------------------------------------------------
 
-    def change(self, host: Host, wanted: list[Effect]) -> list[Effect]:
+    def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
         """What it does, given what an honest peer would do."""
         self._look_for_suspicion(wanted)
         if not self.attacking(host.step):
@@ -97,20 +123,20 @@ class Adversary:
                 if missing:
                     self.mind.calm_until = max(self.mind.calm_until, effect.step + 1 + CALM_STEPS)
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         """What becomes of one effect while the attack is on."""
         return (effect,)
 
     # --- what it hears -----------------------------------------------------------------------------------
 
-    def hear(self, host: Host, event: events.Event) -> None:
+    def hear(self, host: Body, event: events.Event) -> None:
         """An event is about to be given to its node."""
 
-    def serves(self, host: Host) -> bool:
+    def serves(self, host: Body) -> bool:
         """Whether it answers requests for bytes."""
         return True
 
-    def serve_state(self, host: Host, honest: Digest) -> Digest:
+    def serve_state(self, host: Body, honest: Digest) -> Digest:
         """The state it gives to newcomers."""
         return honest
 
@@ -118,18 +144,18 @@ class Adversary:
 class GradientAttack(Adversary):
     """Any attack on the gradient: `Compute.forge` knows the formula."""
 
-    def work(self, host: Host, effect: effects.ComputeWork, honest: Work) -> Work:
+    def forgery(self, host: Body, effect: effects.ComputeWork) -> Forgery | None:
         mind = self.mind
         past = mind.past.setdefault(host.id, [])
         past.append((host.state, effect.seed))
         del past[: -DELAY_STEPS - 1]
         if not self.attacking(effect.step):
-            return honest
+            return None
         state, seed = past[0] if mind.attack == "delayed_gradient" else (host.state, effect.seed)
         head = host.node.chain.head
         honest_members = [peer for peer in head.roster.peers if peer not in mind.members]
         certificate = host.node.catch_up.certificate(effect.step - 1)
-        forgery = Forgery(
+        return Forgery(
             attack=mind.attack,
             strength=mind.strength,
             state=state,
@@ -140,20 +166,17 @@ class GradientAttack(Adversary):
             previous=certificate.header.parts if certificate is not None else (),
             salt=mind.salt(effect.step),
         )
-        return host.world.compute.forge(forgery)
 
 
 class WrongAggregate(Adversary):
     """As aggregator, sends another vector than the rule's result (attacks-and-rules 4.1, row 7)."""
 
-    def aggregate(self, host: Host, effect: effects.AggregatePart, honest: Digest) -> Digest:
+    def distortion(self, host: Body, effect: effects.AggregatePart) -> Distortion | None:
         if not self.attacking(effect.step):
-            return honest
-        wrong = host.world.compute.distort(honest, self.mind.strength, self.salt(host, effect))
-        host.hold(wrong)
-        return wrong
+            return None
+        return Distortion(self.mind.strength, self.salt(host, effect))
 
-    def salt(self, host: Host, effect: effects.AggregatePart) -> Digest:
+    def salt(self, host: Body, effect: effects.AggregatePart) -> Digest:
         """Which way the aggregate is moved."""
         return self.mind.salt(host.id, effect.step, effect.part)
 
@@ -161,7 +184,7 @@ class WrongAggregate(Adversary):
 class ColludingAggregate(WrongAggregate):
     """All attackers move their parts the same way in every step, so that the error adds up over steps."""
 
-    def salt(self, host: Host, effect: effects.AggregatePart) -> Digest:
+    def salt(self, host: Body, effect: effects.AggregatePart) -> Digest:
         return self.mind.salt(effect.part)
 
 
@@ -169,24 +192,24 @@ class WithholdPart(Adversary):
     """Commits to a gradient and never sends or serves its bytes; the share `strength` of members is left out, the same
     ones for all attackers of a step (4.1, row 2: nobody can tell who lied on a private link)."""
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if isinstance(effect, effects.SendBlob):
             left_out = [peer for peer in effect.to if self._is_victim(host, peer)]
             return (effects.SendBlob(tuple(p for p in effect.to if p not in left_out), effect.step, effect.digest),)
         return (effect,)
 
-    def _is_victim(self, host: Host, peer: PeerId) -> bool:
+    def _is_victim(self, host: Body, peer: PeerId) -> bool:
         draw = int.from_bytes(self.mind.salt(host.step, peer)[:4], "big") / 2**32
         return peer not in self.mind.members and draw < self.mind.strength
 
-    def serves(self, host: Host) -> bool:
+    def serves(self, host: Body) -> bool:
         return not self.attacking(host.step)
 
 
 class WithholdReveal(Adversary):
     """Never opens its nonce: once it has seen the others' it could choose the beacon by keeping silent (row 5)."""
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         hidden = isinstance(effect, effects.PersistSigned | effects.SendEnvelope)
         return () if hidden and effect.envelope.kind == Kind.REVEAL and effect.envelope.sender == host.id else (effect,)  # type: ignore[union-attr]
 
@@ -194,7 +217,7 @@ class WithholdReveal(Adversary):
 class Equivocate(Adversary):
     """Signs two commits, cuts and aggregates for one slot and shows each half of the members another one (row 1)."""
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if not isinstance(effect, effects.SendEnvelope) or effect.envelope.sender != host.id:
             return (effect,)
         other = self._other(host, effect.envelope)
@@ -204,7 +227,7 @@ class Equivocate(Adversary):
         rest = tuple(peer for peer in effect.to if peer not in half)
         return (effects.SendEnvelope(rest, effect.envelope), effects.SendEnvelope(tuple(half), other))
 
-    def _other(self, host: Host, envelope: Envelope) -> Envelope | None:
+    def _other(self, host: Body, envelope: Envelope) -> Envelope | None:
         """Another message for the same slot, well-formed and signed."""
         payload = wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
         if isinstance(payload, Commit):
@@ -225,13 +248,13 @@ class Replay(Adversary):
         super().__init__(mind)
         self._heard: list[Envelope] = []
 
-    def hear(self, host: Host, event: events.Event) -> None:
+    def hear(self, host: Body, event: events.Event) -> None:
         if isinstance(event, events.EnvelopeReceived):
             self._heard.append(event.envelope)
             if len(self._heard) > 512:
                 del self._heard[self.mind.chance.randrange(256) :: 2]
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if not isinstance(effect, effects.SendEnvelope) or not self._heard:
             return (effect,)
         chance = self.mind.chance
@@ -242,7 +265,7 @@ class Replay(Adversary):
 class Garbage(Adversary):
     """Sends, beside every message, damaged copies of it and signed nonsense."""
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if not isinstance(effect, effects.SendEnvelope):
             return (effect,)
         wrong = [self._damaged(effect.envelope) for _ in range(max(1, round(2 * self.mind.strength)))]
@@ -259,7 +282,7 @@ class Garbage(Adversary):
         except Refusal:
             return None
 
-    def _nonsense(self, host: Host, envelope: Envelope) -> Envelope:
+    def _nonsense(self, host: Body, envelope: Envelope) -> Envelope:
         """Random bytes as payload of a random kind and slot, correctly signed."""
         chance = self.mind.chance
         payload = chance.randbytes(chance.randrange(200))
@@ -277,10 +300,10 @@ class Garbage(Adversary):
 class Slow(Adversary):
     """Does everything right and sends it `strength` seconds late, to make all others wait as long as they may."""
 
-    def send(self, host: Host, effect: Effect) -> Iterable[Effect]:
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if not isinstance(effect, effects.SendEnvelope | effects.SendBlob | effects.SendCertificates):
             return (effect,)
-        host.later(self.mind.strength, host.carry_out, effect)
+        host.carry_out_later(self.mind.strength, effect)
         return ()
 
 

@@ -52,6 +52,15 @@ class Forgery:
     """All chance of the attack; colluders share it where they must send alike."""
 
 
+class Distortion(NamedTuple):
+    """A wrong aggregate, described."""
+
+    strength: float
+    """How far away, in norms of the right one."""
+    salt: Digest
+    """Which way."""
+
+
 class Compute(Protocol):
     """Work units, aggregates and optimizer steps by name. Deterministic: a pure function of the names given."""
 

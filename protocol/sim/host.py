@@ -18,7 +18,7 @@ from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.node import Node
-from crowdsurf.protocol.sim.compute import Compute, Work
+from crowdsurf.protocol.sim.compute import Compute
 from crowdsurf.protocol.sim.disk import CHECKPOINT_STEPS, Disk
 from crowdsurf.protocol.sim.keys import SimulatedSigner
 from crowdsurf.protocol.sim.network import Network
@@ -275,6 +275,10 @@ class Host:
                 return
             self.carry_out(effect)
 
+    def carry_out_later(self, seconds: float, effect: Effect) -> None:
+        """For adversaries: carry out an effect after a while."""
+        self.later(seconds, self.carry_out, effect)
+
     def carry_out(self, effect: Effect) -> None:
         """Do what one effect says."""
         kind = type(effect)
@@ -474,14 +478,13 @@ class Host:
         if fails:
             self.give(events.WorkFailed(effect.step, "a simulated failure"))
             return
-        work = self.world.compute.work(self.state, effect.seed, effect.parts)
-        if self.adversary is not None:
-            work = self.adversary.work(self, effect, work)
-        self._work_done(effect.step, work)
-
-    def _work_done(self, step: int, work: Work) -> None:
+        forgery = self.adversary.forgery(self, effect) if self.adversary is not None else None
+        if forgery is None:
+            work = self.world.compute.work(self.state, effect.seed, effect.parts)
+        else:
+            work = self.world.compute.forge(forgery)
         self._blobs.setdefault(self.step, set()).update(work.parts)
-        self.give(events.WorkDone(step, work.parts, work.loss, work.samples))
+        self.give(events.WorkDone(effect.step, work.parts, work.loss, work.samples))
 
     def _cancel_work(self, effect: effects.CancelWork) -> None:
         self._work += 1
@@ -496,8 +499,9 @@ class Host:
         if found is None:
             return  # nothing finite to aggregate: the part stays void
         digest, included = found
-        if self.adversary is not None:
-            digest = self.adversary.aggregate(self, effect, digest)
+        wrong = self.adversary.distortion(self, effect) if self.adversary is not None else None
+        if wrong is not None:
+            digest = self.world.compute.distort(digest, wrong.strength, wrong.salt)
         self.hold(digest)
         self.give(events.PartAggregated(effect.step, effect.cut, effect.part, digest, included))
 
