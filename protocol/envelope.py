@@ -50,10 +50,8 @@ class Opened(NamedTuple):
     payload: Payload
     digest: Digest
     """Payload digest."""
-
-    @property
-    def sender(self) -> PeerId:
-        return PeerId(self.envelope.sender)
+    sender: PeerId
+    slot: Slot
 
 
 Opener = Callable[[Envelope], Opened]
@@ -77,7 +75,7 @@ def seal(signer: Signer, run_id: bytes, slot: Slot, payload: Payload) -> Opened:
     name = payload_digest(data)
     message = signed_bytes(limits.PROTOCOL_VERSION, run_id, slot, name, signer.peer_id)
     envelope = Envelope(limits.PROTOCOL_VERSION, run_id, *slot, data, signer.peer_id, signer.sign(message))
-    return Opened(envelope, payload, name)
+    return Opened(envelope, payload, name, signer.peer_id, slot)
 
 
 def decode_envelope(data: bytes | memoryview) -> Envelope:
@@ -93,12 +91,12 @@ def open_envelope(envelope: Envelope, run_id: bytes, verify: Verify) -> Opened:
         raise Refusal(Code.WRONG_RUN, "the message belongs to another run")
     if envelope.kind not in PAYLOAD_TYPES:
         raise Refusal(Code.UNKNOWN_KIND, f"kind {envelope.kind}")
-    name = payload_digest(envelope.payload)
-    message = signed_bytes(envelope.version, envelope.run_id, slot_of(envelope), name, envelope.sender)
-    if not verify(PeerId(envelope.sender), message, envelope.signature):
+    name, slot, sender = payload_digest(envelope.payload), slot_of(envelope), PeerId(envelope.sender)
+    message = signed_bytes(envelope.version, envelope.run_id, slot, name, sender)
+    if not verify(sender, message, envelope.signature):
         raise Refusal(Code.BAD_SIGNATURE, "the signature is not the sender's")
     payload = wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
-    return Opened(envelope, payload, name)
+    return Opened(envelope, payload, name, sender, slot)
 
 
 class Equivocation(NamedTuple):
@@ -112,5 +110,5 @@ def is_equivocation(pair: Equivocation, run_id: bytes, verify: Verify) -> bool:
     """Whether the pair proves what it claims, from its bytes alone. Raises Refusal for envelopes that do not open."""
     first = open_envelope(pair.first, run_id, verify)
     second = open_envelope(pair.second, run_id, verify)
-    same_slot = slot_of(pair.first) == slot_of(pair.second) and first.sender == second.sender
+    same_slot = first.slot == second.slot and first.sender == second.sender
     return same_slot and first.digest != second.digest

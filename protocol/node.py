@@ -58,7 +58,7 @@ from crowdsurf.protocol.step import StepMachine
 
 _ADVANCING = (events.EnvelopeReceived, events.BlobArrived, events.WorkDone, events.PartAggregated)
 """Events after which the machine has looked at its table itself."""
-_VIEWLESS = frozenset({Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE})
+_VIEWLESS = frozenset(int(kind) for kind in (Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE))
 
 
 @dataclass(slots=True)
@@ -324,8 +324,9 @@ class Node:
         machine = self.machine
         if machine is None:
             return
-        self._effects += machine.effects
-        machine.effects = []
+        if machine.effects:
+            self._effects += machine.effects
+            machine.effects = []
         if machine.certificate is not None:
             try:
                 self._certified(machine.certificate, machine.ballot.view)
@@ -512,10 +513,10 @@ class Node:
 
 def _check_slot_form(envelope: Envelope) -> None:
     """A kind has one shape of slot, so that nobody can fill many. Raises Refusal(MALFORMED)."""
-    kind = Kind(envelope.kind)
-    if kind in _VIEWLESS and envelope.view != 0:
-        raise Refusal(Code.MALFORMED, f"{kind.name.lower()} does not belong to a view")
-    if kind is not Kind.AGGREGATE and envelope.subject:
-        raise Refusal(Code.MALFORMED, f"{kind.name.lower()} has no subject")
-    if kind is Kind.VIEW_CHANGE and envelope.view == 0:
+    kind = envelope.kind
+    if envelope.view != 0 and kind in _VIEWLESS:
+        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} does not belong to a view")
+    if envelope.subject and kind != Kind.AGGREGATE:
+        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} has no subject")
+    if envelope.view == 0 and kind == Kind.VIEW_CHANGE:
         raise Refusal(Code.MALFORMED, "nobody changes to the first view")

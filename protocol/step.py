@@ -29,7 +29,7 @@ from crowdsurf.protocol.effects import (
     SendEnvelope,
     SendWant,
 )
-from crowdsurf.protocol.envelope import Opened, Signer, Slot, seal, slot_of
+from crowdsurf.protocol.envelope import Opened, Signer, Slot, seal
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import PartAggregated, WorkDone
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -108,7 +108,7 @@ class StepMachine:
         """Begin: compute the work unit. After a restart it is computed again, because its bytes were only in
         memory; what was signed before stays as it was (SPEC R-2.7)."""
         for opened in signed:
-            self._signed[slot_of(opened.envelope)] = opened
+            self._signed[opened.slot] = opened
             self.transcript.add(opened)
             self._count(opened)
         if lock is not None:

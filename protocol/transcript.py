@@ -8,7 +8,7 @@ of slots per view, and only so many views are kept. SPEC.md §2.
 from __future__ import annotations
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, slot_of
+from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Reveal
@@ -36,7 +36,7 @@ class Transcript:
 
         Raises Refusal(DUPLICATE) for a message heard before and Refusal(QUEUE_FULL) beyond the sender's share.
         """
-        known = self._slots.get((opened.sender, slot_of(opened.envelope)))
+        known = self._slots.get((opened.sender, opened.slot))
         if known is not None:
             if known.digest == opened.digest:
                 raise Refusal(Code.DUPLICATE, "heard before")
@@ -48,7 +48,7 @@ class Transcript:
     def add(self, opened: Opened) -> None:
         """Keep a message whose slot was checked."""
         sender, payload = opened.sender, opened.payload
-        self._slots[(sender, slot_of(opened.envelope))] = opened
+        self._slots[(sender, opened.slot)] = opened
         self._per_member[sender] = self._per_member.get(sender, 0) + 1
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened

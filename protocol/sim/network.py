@@ -8,6 +8,7 @@ a cut blocks ordered pairs, so it may be one-sided. Messages that are on their w
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,14 +24,14 @@ class Network:
         self._timeline = timeline
         self._chance = chance
         self._latency: dict[tuple[int, int], float] = {}
-        self._uplink_free: dict[int, float] = {}
+        self._uplink_free: dict[int, float] = defaultdict(float)
         self._cut: set[tuple[int, int]] = set()
-        self.bytes_sent: dict[int, int] = {}
-        self.control_bytes_sent: dict[int, int] = {}
+        self.bytes_sent: dict[int, int] = defaultdict(int)
+        self.control_bytes_sent: dict[int, int] = defaultdict(int)
 
     def send(self, sender: int, receiver: int, nbytes: int, arrive: Callable[..., object], *arguments: Any) -> None:
         """Carry a control message."""
-        self.control_bytes_sent[sender] = self.control_bytes_sent.get(sender, 0) + nbytes
+        self.control_bytes_sent[sender] += nbytes
         faults, chance = self.faults, self._chance
         delay = self._transmit(sender, receiver, nbytes)
         if delay is None:
@@ -53,15 +54,17 @@ class Network:
     def _transmit(self, sender: int, receiver: int, nbytes: int) -> float | None:
         """Seconds until the last byte is there; None if it is lost."""
         faults = self.faults
-        self.bytes_sent[sender] = self.bytes_sent.get(sender, 0) + nbytes
+        self.bytes_sent[sender] += nbytes
         now = self._timeline.now
-        free = max(self._uplink_free.get(sender, 0.0), now) + nbytes / faults.bandwidth_bytes
+        free = max(self._uplink_free[sender], now) + nbytes / faults.bandwidth_bytes
         self._uplink_free[sender] = free
-        if (sender, receiver) in self._cut:
+        link = sender, receiver
+        if link in self._cut:
             return None
         if faults.message_loss and self._chance.random() < faults.message_loss:
             return None
-        return free - now + self.latency(sender, receiver) * (1.0 + faults.jitter * self._chance.random())
+        latency = self._latency.get(link) or self.latency(sender, receiver)
+        return free - now + latency * (1.0 + faults.jitter * self._chance.random())
 
     def latency(self, sender: int, receiver: int) -> float:
         """A link's own latency, one way, in seconds; drawn on first use."""
