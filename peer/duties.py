@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
@@ -25,6 +25,9 @@ from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.ids import digest as digest_of
 from crowdsurf.protocol.manifest import Manifest
+
+if TYPE_CHECKING:
+    from crowdsurf.peer.rehearsal import LiveBody
 
 CHECKPOINT_STEPS = 10
 """A whole state is saved every so many steps; the updates since are kept too, so this only trades disk writes
@@ -81,6 +84,8 @@ class Duties:
         self._generation = 0
         self.usable: Callable[[int, Digest], bool] = lambda step, digest: True
         """Whether a state on disk, before a step and with a digest, agrees with what is certified."""
+        self.liar: LiveBody | None = None
+        """What decides about the results of a peer that misbehaves on purpose."""
         self.evaluation = Evaluation()
         self.initial_evaluation: Evaluation | None = None
 
@@ -103,7 +108,10 @@ class Duties:
             segment = self._blobs.gradient(effect.step, effect.parts)
             with self._blobs.using(segment):
                 ranges = part_ranges(self._info.vector_elements, effect.parts)
-                result = await self._client.work(effect.seed, ranges, segment)
+                if self.liar is None:
+                    result = await self._client.work(effect.seed, ranges, segment)
+                else:
+                    result = await self.liar.work(effect, ranges, segment)
         except WorkCancelled:
             return
         except WorkFailed as error:
@@ -140,6 +148,9 @@ class Duties:
                     place.offset,
                     aggregation_seed(effect.cut, effect.part),
                 )
+                digest = result.digest
+                if self.liar is not None:
+                    digest = await self.liar.distort(effect, place, digest)
         except KeyError:
             return  # the step was certified without this aggregate, and its memory is gone
         except NoUsableRows:
@@ -148,10 +159,10 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
-        self._blobs.add_aggregate(effect.step, result.digest, place)
+        self._blobs.add_aggregate(effect.step, digest, place)
         excluded = set(result.excluded_rows)
         included = tuple(member for row, (member, _) in enumerate(effect.inputs) if row not in excluded)
-        done = events.PartAggregated(effect.step, effect.cut, effect.part, result.digest, included)
+        done = events.PartAggregated(effect.step, effect.cut, effect.part, digest, included)
         await self._post(done)
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:
@@ -173,10 +184,10 @@ class Duties:
                     self._save_update(effect.step, effect.parts, segment),
                     return_exceptions=True,
                 )
-            for result in (saved, applied):
-                if isinstance(result, BaseException):
-                    raise result
-            digest = applied
+            if isinstance(saved, BaseException):
+                raise saved
+            if isinstance(applied, BaseException):
+                raise applied
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
@@ -184,9 +195,9 @@ class Duties:
             return  # the state is gone, or this was that of a new worker
         self._blobs.retire(effect.step)
         next_step = effect.step + 1
-        await self._checkpoint_and_evaluate(next_step, digest)
+        await self._checkpoint_and_evaluate(next_step, applied)
         if generation == self._generation:
-            await self._post(events.StateReady(next_step, digest))
+            await self._post(events.StateReady(next_step, applied))
 
     async def save_update(self, step: int, parts: tuple[bytes, ...]) -> None:
         """Keep what a step would change, before this peer votes for it. Raises WorldError.

@@ -6,6 +6,7 @@ read from the node and the counters in one place, as plain JSON values. Every fi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from crowdsurf.peer.duties import Evaluation
@@ -83,7 +84,8 @@ def _waiting_in_step(machine: StepMachine) -> str:
     return f"{machine.quorum} votes for the outcome of …{short(machine.proposer(machine.ballot.view))}"
 
 
-def _names(what: str, peers: list[PeerId]) -> str:
+def _names(what: str, waited_for: Iterable[PeerId]) -> str:
+    peers = sorted(set(waited_for))
     if not peers:
         return f"{what} nobody in particular"
-    return f"{what} " + ", ".join(f"…{short(peer)}" for peer in sorted(set(peers)))
+    return f"{what} " + ", ".join(f"…{short(peer)}" for peer in peers)

@@ -70,6 +70,10 @@ class AcceptedCut:
         self._me = me
         self._transcript = transcript
         self.inputs = self._my_inputs(facts)
+        # What is still open, last first: what has come stays, so it is dropped from the end and not looked at again.
+        self._open_inputs = self.inputs[::-1]
+        self._open_parts = list(range(len(self.duties)))[::-1]
+        self._open_reveals = list(self.contributors[::-1])
 
     def _my_inputs(self, facts: StepFacts) -> list[Input]:
         """Every input of the parts this member aggregates, by part and member."""
@@ -86,18 +90,34 @@ class AcceptedCut:
 
     def parts_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[Input]:
         """Inputs of this member's own parts that are neither here nor given up."""
-        return (item for item in self.inputs if item.digest not in blobs and item.peer not in gone)
+        items = self._open_inputs
+        while items and items[-1].digest in blobs:
+            items.pop()
+        return (item for item in reversed(items) if item.digest not in blobs and item.peer not in gone)
 
     def aggregates_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[int]:
         """Parts whose aggregate is not held and may still come."""
-        for part, aggregator in enumerate(self.duties):
-            said = self._transcript.aggregate(self.name, part, aggregator)
-            held = said is not None and said.digest in blobs
-            idle = aggregator == self._me and part not in self.aggregating
-            hopeless = said is None and (aggregator in gone or idle)
-            if not held and not hopeless:
+        parts = self._open_parts
+        while parts and self._is_held(parts[-1], blobs):
+            parts.pop()
+        for part in reversed(parts):
+            if not self._is_held(part, blobs) and not self._is_hopeless(part, gone):
                 yield part
+
+    def _is_held(self, part: int, blobs: set[bytes]) -> bool:
+        said = self._transcript.aggregate(self.name, part, self.duties[part])
+        return said is not None and said.digest in blobs
+
+    def _is_hopeless(self, part: int, gone: set[PeerId]) -> bool:
+        """Whether nobody will ever say what its aggregate is: its aggregator is gone, or had nothing to aggregate."""
+        aggregator = self.duties[part]
+        idle = aggregator == self._me and part not in self.aggregating
+        unsaid = self._transcript.aggregate(self.name, part, aggregator) is None
+        return unsaid and (aggregator in gone or idle)
 
     def reveals_lacking(self, gone: set[PeerId]) -> Iterator[PeerId]:
         """Contributors whose nonce is not open and may still come."""
-        return (peer for peer in self.contributors if peer not in self._transcript.reveals and peer not in gone)
+        peers, reveals = self._open_reveals, self._transcript.reveals
+        while peers and peers[-1] in reveals:
+            peers.pop()
+        return (peer for peer in reversed(peers) if peer not in reveals and peer not in gone)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, NamedTuple
 
+from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.messages import Header, header_digest
 from crowdsurf.protocol.sim.host import Host, Observer
+
+
+@functools.lru_cache(maxsize=256)
+def name_of_header(header: Header) -> Digest:
+    """The digest of a header. Every checker asks for those of the newest few, of every host."""
+    return header_digest(header)
 
 
 class Violation(NamedTuple):

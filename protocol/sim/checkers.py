@@ -18,8 +18,8 @@ from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Equivocation, decode_envelope, is_equivocation
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Envelope, Header, Kind, ViewChange, Vote, header_digest
-from crowdsurf.protocol.sim.checker import Checker, Violation
+from crowdsurf.protocol.messages import Envelope, Header, Kind, ViewChange, Vote
+from crowdsurf.protocol.sim.checker import Checker, Violation, name_of_header
 from crowdsurf.protocol.sim.header_follows import HeaderFollows
 from crowdsurf.protocol.sim.host import MEMORY_STEPS, Host
 from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
@@ -76,7 +76,7 @@ class NothingLost(Checker):
     than what its disk had made durable, in which no step is missing."""
 
     name = "nothing_lost"
-    sees_effects = (effects.PersistCertificate, effects.SendEnvelope)
+    sees_effects = (effects.PersistCertificate, effects.PersistLock)
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class QuorumSigned(Checker):
             self._members.setdefault(0, tuple(sorted(PeerId(peer) for peer in chain.manifest.founders)))
         if host.step == header.step + 1:
             self._members.setdefault(host.step, chain.head.roster.peers)
-        members, name = self._members.get(header.step, ()), header_digest(header)
+        members, name = self._members.get(header.step, ()), name_of_header(header)
         voters = {
             members[index]
             for index, view, signature in effect.certificate.votes
@@ -158,21 +158,29 @@ class BytesHeld(Checker):
     sees_effects = (effects.PersistLock, effects.ApplyUpdate, effects.AggregatePart)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Ask the host for the bytes."""
+        """Look for the bytes."""
         if not host.honest:
             return
         if isinstance(effect, effects.PersistLock):
             # By now its disk keeps the update: only what is in memory proves that it was ever here.
-            held = set().union(*host._blobs.values())
-            if any(name and name not in held for name in effect.header.parts):
+            if _not_in_memory(host, effect.header.parts):
                 self.report(host, f"it votes in step {effect.header.step} for bytes it does not hold")
         elif isinstance(effect, effects.ApplyUpdate):
             # Bytes of older steps may be gone from memory again; then the shell has to fetch them anew.
             recent = effect.step >= host.step - MEMORY_STEPS
-            if recent and any(name and not host.holds(name) for name in effect.parts):
+            if recent and any(not host.disk.has_part(name) for name in _not_in_memory(host, effect.parts)):
                 self.report(host, f"it applies bytes of step {effect.step} that it does not hold")
-        elif isinstance(effect, effects.AggregatePart) and not all(host.holds(name) for _, name in effect.inputs):
-            self.report(host, f"it aggregates bytes in step {effect.step} that it does not hold")
+        elif isinstance(effect, effects.AggregatePart):
+            lacking = _not_in_memory(host, tuple(name for _, name in effect.inputs))
+            if any(not host.disk.has_part(name) for name in lacking):
+                self.report(host, f"it aggregates bytes in step {effect.step} that it does not hold")
+
+
+def _not_in_memory(host: Host, names: tuple[bytes, ...]) -> set[bytes]:
+    lacking = set(names) - {b""}
+    for blobs in host._blobs.values():
+        lacking = lacking.difference(blobs)
+    return lacking
 
 
 class SignedOnce(Checker):
@@ -214,12 +222,13 @@ class DurableFirst(Checker):
         if envelope.step < len(disk.certificates):
             return
         kind = Kind(envelope.kind)
-        if envelope.signature not in disk.signed():
+        kept = (kept.envelope.signature for kept in reversed(disk._durable) if isinstance(kept, effects.PersistSigned))
+        if envelope.signature not in kept:
             self.report(host, f"it sent {kind.name.lower()} of step {envelope.step} before it was durable")
         if kind is Kind.VOTE:
             vote = wire.unpack(envelope.payload, Vote, limits.ENVELOPE_BYTES_MAX)
             locks = (kept for kept in disk._durable if isinstance(kept, effects.PersistLock))
-            if not any(header_digest(lock.header) == vote.header for lock in locks):
+            if not any(name_of_header(lock.header) == vote.header for lock in locks):
                 self.report(host, f"it voted in step {envelope.step} before its lock was durable")
 
 
@@ -243,9 +252,9 @@ class StaysLocked(Checker):
         if isinstance(effect, effects.SendEnvelope):
             lock = _claimed_lock(host, effect.envelope)
             if lock is not None:
-                self._note(lock.header.step, header_digest(lock.header), lock.view)
+                self._note(lock.header.step, name_of_header(lock.header), lock.view)
         elif isinstance(effect, effects.PersistLock):
-            name, step = header_digest(effect.header), effect.header.step
+            name, step = name_of_header(effect.header), effect.header.step
             before, view = self._own.get((host.number, step), (name, -1))
             if host.honest and before != name and self._known.get(step, {}).get(name, -1) < view:
                 self.report(host, f"it votes for another header of step {step} than the one it was locked on")
@@ -383,9 +392,9 @@ class NothingDropped(Checker):
         if isinstance(effect, effects.SendEnvelope):
             lock = _claimed_lock(host, effect.envelope)
             if lock is not None:
-                self._locked_on.setdefault(header_digest(lock.header), lock.header.step)
+                self._locked_on.setdefault(name_of_header(lock.header), lock.header.step)
         elif isinstance(effect, effects.PersistLock):
-            name, step = header_digest(effect.header), effect.header.step
+            name, step = name_of_header(effect.header), effect.header.step
             if host.honest and name not in self._locked_on and self._drops(host, effect.header):
                 self.report(host, f"it votes in step {step} for a header without work that it holds")
             self._locked_on = {old: at for old, at in self._locked_on.items() if at >= step - _STEPS_KEPT}

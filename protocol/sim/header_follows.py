@@ -9,35 +9,30 @@ none of their checks.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from crowdsurf.protocol import assignment, effects, limits, wire
+from crowdsurf.protocol import assignment, effects
 from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, digest
 from crowdsurf.protocol.messages import (
-    PAYLOAD_TYPES,
     Aggregate,
     Commit,
     Cut,
     Envelope,
     Header,
     Kind,
-    Payload,
     Reveal,
-    header_digest,
     indexes_of,
-    payload_digest,
 )
 from crowdsurf.protocol.roster import Member, Roster
-from crowdsurf.protocol.sim.checker import Checker
+from crowdsurf.protocol.sim.checker import Checker, name_of_header
 from crowdsurf.protocol.sim.host import Host
 
 _STEPS_KEPT = 8
 """Messages of older steps are forgotten; nobody is that far behind and still signs."""
-
-T = TypeVar("T", bound=Payload)
 
 
 class Before(NamedTuple):
@@ -49,67 +44,35 @@ class Before(NamedTuple):
     members: tuple[Member, ...]
 
 
-class Kept(Generic[T]):
-    """Signed payloads of one kind; each is parsed once, and only if somebody asks."""
-
-    def __init__(self, kind: Kind) -> None:
-        self._type = PAYLOAD_TYPES[kind]
-        self._data: dict[tuple[bytes, bytes], bytes] = {}
-        self._parsed: dict[tuple[bytes, bytes], T | None] = {}
-
-    def add(self, name: bytes, sender: bytes, payload: bytes) -> None:
-        """Keep what was signed."""
-        self._data.setdefault((name, sender), payload)
-
-    def get(self, name: bytes, sender: bytes) -> T | None:
-        """The payload of this digest that this peer signed."""
-        key = (name, sender)
-        if key not in self._parsed and key in self._data:
-            self._parsed[key] = self._parse(self._data[key])
-        return self._parsed.get(key)
-
-    def by_name(self, name: bytes) -> T | None:
-        """The payload of this digest, whoever signed it."""
-        return next((self.get(*key) for key in self._data if key[0] == name), None)
-
-    def all(self) -> list[tuple[bytes, T]]:
-        """(sender, payload) of everything."""
-        found = ((sender, self.get(name, sender)) for name, sender in self._data)
-        return [(sender, payload) for sender, payload in found if payload is not None]
-
-    def _parse(self, data: bytes) -> T | None:
-        try:
-            return wire.unpack(data, self._type, limits.ENVELOPE_BYTES_MAX)  # type: ignore[return-value]
-        except Refusal:
-            return None  # a liar's; nobody can use it either
-
-
 @dataclass(slots=True)
 class Said:
-    """What was signed in one step, by anybody."""
+    """What was signed in one step, by anybody: payloads by digest and sender."""
 
-    commits: Kept[Commit] = field(default_factory=lambda: Kept(Kind.COMMIT))
-    cuts: Kept[Cut] = field(default_factory=lambda: Kept(Kind.PROPOSAL))
-    aggregates: Kept[Aggregate] = field(default_factory=lambda: Kept(Kind.AGGREGATE))
-    reveals: Kept[Reveal] = field(default_factory=lambda: Kept(Kind.REVEAL))
+    commits: dict[tuple[bytes, bytes], Commit] = field(default_factory=dict)
+    cuts: dict[bytes, Cut] = field(default_factory=dict)
+    """Whoever proposed them."""
+    aggregates: set[tuple[bytes, int, bytes, bytes]] = field(default_factory=set)
+    """Cut, part, sender and digest."""
+    reveals: set[tuple[bytes, bytes]] = field(default_factory=set)
+    """Sender and nonce."""
 
-    def add(self, envelope: Envelope) -> None:
+    def add(self, opened: Opened) -> None:
         """Keep a message if it is of a kind that headers follow from."""
-        kept: dict[int, Kept[Commit] | Kept[Cut] | Kept[Aggregate] | Kept[Reveal]] = {
-            Kind.COMMIT: self.commits,
-            Kind.PROPOSAL: self.cuts,
-            Kind.AGGREGATE: self.aggregates,
-            Kind.REVEAL: self.reveals,
-        }
-        kind = kept.get(envelope.kind)
-        if kind is not None:
-            kind.add(payload_digest(envelope.payload), envelope.sender, envelope.payload)
+        payload = opened.payload
+        if isinstance(payload, Commit):
+            self.commits[opened.digest, opened.sender] = payload
+        elif isinstance(payload, Cut):
+            self.cuts[opened.digest] = payload
+        elif isinstance(payload, Aggregate):
+            self.aggregates.add((payload.cut, payload.part, opened.sender, payload.digest))
+        elif isinstance(payload, Reveal):
+            self.reveals.add((opened.sender, payload.nonce))
 
     def commits_in(self, cut: Cut, members: tuple[Member, ...]) -> dict[int, Commit]:
         """The commits a cut names, as far as the members they are said to be of signed them, by index."""
         found = {}
         for index, name in cut.commits:
-            commit = self.commits.get(name, members[index].peer) if index < len(members) else None
+            commit = self.commits.get((name, members[index].peer)) if index < len(members) else None
             if commit is not None:
                 found[index] = commit
         return found
@@ -145,19 +108,22 @@ class HeaderFollows(Checker):
         if self._nodes.get(host.number) is not host.node:
             self._nodes[host.number] = host.node
             for envelope in host.disk.recovered().signed:
-                self._collect(envelope)
+                self._collect(host, envelope)
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Collect what is signed; check what is certified and what is aggregated."""
-        if isinstance(effect, effects.SendEnvelope | effects.PersistSigned):
-            if effect.envelope.sender == host.id:
-                self._collect(effect.envelope)
+        if isinstance(effect, effects.PersistSigned):
+            self._collect(host, effect.envelope)
+        elif isinstance(effect, effects.SendEnvelope):
+            # An honest host has journaled it; a liar sends what it likes.
+            if not host.honest and effect.envelope.sender == host.id:
+                self._collect(host, effect.envelope)
         elif host.honest and isinstance(effect, effects.AggregatePart):
             self._check_inputs(host, effect)
         elif host.honest and isinstance(effect, effects.PersistCertificate):
             self._check(host, effect.certificate.header)
 
-    def _collect(self, envelope: Envelope) -> None:
+    def _collect(self, host: Host, envelope: Envelope) -> None:
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
             slot = (envelope.kind, envelope.sender)
             self._asked[slot] = max(envelope.step, self._asked.get(slot, -1))
@@ -165,13 +131,16 @@ class HeaderFollows(Checker):
             said = self._said.get(envelope.step)
             if said is None:
                 said = self._said[envelope.step] = Said()
-            said.add(envelope)
+            try:
+                said.add(host.node._open(envelope))  # opened once, for its receivers too
+            except Refusal:
+                return  # a liar's; nobody can use it either
 
     # --- what an aggregate starts from -------------------------------------------------------------------
 
     def _check_inputs(self, host: Host, effect: effects.AggregatePart) -> None:
         said, before = self._said.get(effect.step), self._before.get(effect.step)
-        cut = said.cuts.by_name(effect.cut) if said is not None else None
+        cut = said.cuts.get(effect.cut) if said is not None else None
         if said is None or cut is None or (before is None and effect.step):
             self.report(host, f"it aggregates part {effect.part} of step {effect.step} under a cut nobody proposed")
             return
@@ -194,7 +163,7 @@ class HeaderFollows(Checker):
         return self._before[step]
 
     def _check(self, host: Host, header: Header) -> None:
-        name = header_digest(header)
+        name = name_of_header(header)
         if name in self._checked:
             return
         self._checked[name] = header.step
@@ -202,7 +171,7 @@ class HeaderFollows(Checker):
             self.report(host, f"step {header.step} is certified before the one it builds on")
             return
         before, said = self._start(host, header.step), self._said.get(header.step, Said())
-        cut = said.cuts.by_name(header.cut)
+        cut = said.cuts.get(header.cut)
         if cut is None:
             self.report(host, f"nobody proposed the cut of step {header.step}")
             return
@@ -253,10 +222,6 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
     """What in a header is not what its sources say."""
     indexes = [index for index, _ in cut.commits]
     duties = assignment.aggregators(before.beacon, tuple(indexes), len(before.members))
-    aggregates = {
-        (payload.part, sender, payload.digest) for sender, payload in said.aggregates.all() if payload.cut == header.cut
-    }
-    reveals = {(sender, payload.nonce) for sender, payload in said.reveals.all()}
     peers = [member.peer for member in before.members]
     return {
         "builds on another header than the last one": header.previous != before.previous,
@@ -266,12 +231,15 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
         "counts a commit that nobody signed": set(commits) != set(indexes),
         "starts from another state than a commit": any(c.state != header.state for c in commits.values()),
         "has an aggregate that its aggregator did not sign": len(header.parts) != len(peers)
-        or any(name and (part, peers[duties[part]], name) not in aggregates for part, name in enumerate(header.parts)),
+        or any(
+            name and (header.cut, part, peers[duties[part]], name) not in said.aggregates
+            for part, name in enumerate(header.parts)
+        ),
         "has a nonce that was not revealed or not committed to": len(header.nonces) != len(peers)
         or any(
             nonce
             and (
-                (peers[index], nonce) not in reveals
+                (peers[index], nonce) not in said.reveals
                 or index not in commits
                 or nonce_digest(nonce) != commits[index].nonce_digest
             )
