@@ -14,7 +14,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.peer import packets, status
@@ -43,6 +43,9 @@ from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import certificates_of, recover
+
+if TYPE_CHECKING:
+    from crowdsurf.peer.rehearsal import Rehearsal
 
 LINGER_SECONDS = 1.5
 """How long a peer that is done keeps answering: a straggler notices within a delivery bound and asks at once."""
@@ -76,6 +79,8 @@ class Place:
     evaluate_steps: int = 0
     clock: Clock = field(default_factory=SystemClock)
     verify: Verify = verify
+    rehearsal: Rehearsal | None = None
+    """What this peer is to do wrong, on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,7 @@ class Daemon:
             parts = await self._assemble(stack, node, journal, client, info)
             for header, _ in recovered.locks:
                 parts.store.locate(header.step, header.parts)  # kept before the vote for it
+            recovered.heard = await asyncio.to_thread(parts.store.grounds)
             await self._live(node, parts)
             await self._settle(parts, node)
             return self._outcome(node)
@@ -195,12 +201,23 @@ class Daemon:
         fetcher = Fetcher(place.transport)
         parts = Parts(node, journal, links, bulk, fetcher, blobs, store, pool, duties, self.metrics, info.state_bytes)
         self._driver.bind(parts)
+        if place.rehearsal is not None:
+            self._misbehave(place.rehearsal, parts, client, server)
         stack.push_async_callback(links.close)
         stack.push_async_callback(bulk.close)
         await place.transport.serve(packets.FETCH_STREAM, server.serve)
         await links.start()
         await bulk.start()
         return parts
+
+    def _misbehave(self, rehearsal: Rehearsal, parts: Parts, client: ComputeClient, server: FetchServer) -> None:
+        # Imported here: an honest peer has no use for it.
+        from crowdsurf.peer.rehearsal import LiveBody
+
+        later = self._driver.carry_out_later
+        liar = LiveBody(rehearsal, self._place.key, parts.node, client, parts.blobs, later)
+        self._driver.liar = parts.duties.liar = liar
+        server.serves_blobs = liar.serves
 
     async def _live(self, node: Node, parts: Parts) -> None:
         place = self._place

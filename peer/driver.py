@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import Bulk, check_digest
@@ -31,6 +31,9 @@ from crowdsurf.protocol.messages import Want
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import RecordType, record_of
 
+if TYPE_CHECKING:
+    from crowdsurf.peer.rehearsal import LiveBody
+
 QUEUED_EVENTS_MAX = 4096
 """Events waiting for the rules. When the queue is full, readers of sockets wait, so their senders do."""
 EVENTS_PER_BATCH = 256
@@ -38,6 +41,8 @@ EVENTS_PER_BATCH = 256
 FETCHES_AT_ONCE_MAX = 16
 JOURNAL_BYTES_PER_SYNC = 1024 * 1024
 """Appended records that are made durable although nothing was signed: the journal takes only so many at once."""
+HELD_UP_MAX = 4096
+"""Effects that a peer which rehearses an attack holds up at the same time; more than these are carried out at once."""
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,9 @@ class Driver:
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
         self.finished = ""
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
+        self.liar: LiveBody | None = None
+        """What takes the place of the node's decisions in a peer that misbehaves on purpose."""
+        self._held_up = 0
 
     def bind(self, parts: Parts) -> None:
         """Say what is driven; before anything else."""
@@ -101,12 +109,13 @@ class Driver:
 
     async def _loop(self, parts: Parts) -> None:
         node = parts.node
+        handle = node.handle if self.liar is None else self.liar.handle
         while not self.finished:
             batch = await self._next_events(node.next_deadline())
             now = self._clock.monotonic_seconds()
             wanted: list[Effect] = []
             for event in batch:
-                wanted += node.handle(event, now)
+                wanted += handle(event, now)
             await self.persist(wanted)
             for effect in wanted:
                 await self._carry_out(effect)
@@ -145,6 +154,7 @@ class Driver:
             record = record_of(effect)
             if isinstance(effect, effects.PersistLock):
                 await parts.duties.save_update(effect.header.step, effect.header.parts)
+                await asyncio.to_thread(parts.store.save_grounds, effect.grounds)
             elif isinstance(effect, effects.PersistCertificate):
                 header = effect.certificate.header
                 if not parts.store.is_located(header.step):
@@ -309,6 +319,16 @@ class Driver:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._group.create_task(work)
+
+    def carry_out_later(self, seconds: float, effect: Effect) -> None:
+        """Carry out an effect after a while; for a peer that rehearses an attack."""
+        self._held_up += 1
+        self._start(self._carry_out_after(seconds if self._held_up <= HELD_UP_MAX else 0.0, effect))
+
+    async def _carry_out_after(self, seconds: float, effect: Effect) -> None:
+        await asyncio.sleep(seconds)
+        self._held_up -= 1
+        await self._carry_out(effect)
 
     def _cancel_all(self) -> None:
         self._group.create_task(_end())

@@ -20,8 +20,10 @@ from pathlib import Path
 
 from crowdsurf.peer.files import fsync_folder
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
-from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.errors import Refusal, WorldError
 from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.messages import Envelope
+from crowdsurf.protocol.recovery import GROUNDS_BYTES_MAX, pack_grounds, unpack_grounds
 
 CHECKPOINTS_KEPT = 2
 """Whole states kept: the newest, and the one before it for whoever is being served."""
@@ -35,6 +37,7 @@ class StateStore:
     def __init__(self, folder: Path, elements: int) -> None:
         self._states = folder / "states"
         self._updates = folder / "updates"
+        self._grounds = folder / "updates" / "newest.grounds"
         self._elements = elements
         self._located: dict[Digest, tuple[int, int, int]] = {}
         self._located_steps: dict[int, tuple[bytes, ...]] = {}
@@ -85,6 +88,20 @@ class StateStore:
                 return position
         except OSError as error:
             raise WorldError(f"cannot read {path}: {error.strerror}") from error
+
+    # --- the grounds of the newest vote ------------------------------------------------------------------
+
+    def save_grounds(self, grounds: tuple[Envelope, ...]) -> None:
+        """Keep what the header we are about to vote for follows from. Raises WorldError."""
+        self._write(self._grounds, memoryview(pack_grounds(grounds)), durable=False, spare=[])
+
+    def grounds(self) -> list[Envelope]:
+        """What was kept last; nothing if it cannot be read, which costs nothing but help for others."""
+        try:
+            with self._grounds.open("rb") as file:
+                return unpack_grounds(file.read(GROUNDS_BYTES_MAX))
+        except (OSError, Refusal):
+            return []
 
     # --- updates -----------------------------------------------------------------------------------------
 

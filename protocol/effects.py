@@ -22,10 +22,14 @@ class PersistSigned:
 
 @dataclass(frozen=True, slots=True)
 class PersistLock:
-    """Journal the header we are about to vote for and its view, durably, before the vote is sent."""
+    """Journal the header we are about to vote for and its view, durably, before the vote is sent. Keep what it
+    changes and its grounds too, whole or not at all; the newest lock's are enough."""
 
     header: Header
     view: int
+    grounds: tuple[Envelope, ...] = ()
+    """The messages the header follows from: its cut, the commits in it, the aggregates it names. Whoever is to vote
+    for it after everybody was restarted has to see them (SPEC R-2.7)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class Recovered:
     signed: list[Envelope] = field(default_factory=list)
     """Messages of ours that may have been sent."""
     locks: list[tuple[Header, int]] = field(default_factory=list)
+    heard: list[Envelope] = field(default_factory=list)
+    """Messages of others: the grounds of the newest lock."""
 
 
 class Node:
@@ -427,7 +429,8 @@ class Node:
         self._announce_at = now if self._leaving else None
         signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
         locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
-        machine.start(signed, max(locks, key=lambda lock: lock[1], default=None), now)
+        heard = [self._open(envelope) for envelope in self._recovered.heard if envelope.step == head.step]
+        machine.start(signed, heard, max(locks, key=lambda lock: lock[1], default=None), now)
         early, self._early = self._early, {}
         for source, envelopes in early.items():
             for envelope in envelopes:
@@ -440,7 +443,8 @@ class Node:
             signed = [opened.envelope for opened in self.machine.transcript.own(self.me)]
             ballot = self.machine.ballot
             locks = [(ballot.lock, ballot.lock_view)] if ballot.lock is not None else []
-            self._recovered = Recovered(signed=signed, locks=locks)
+            heard = list(self.machine.grounds(ballot.lock))
+            self._recovered = Recovered(signed=signed, locks=locks, heard=heard)
 
     def _drop_machine(self) -> None:
         if self.machine is not None:

@@ -2,7 +2,8 @@
 
 The idea: three kinds of records are all a peer needs to be itself again: what it signed (so that it never signs
 a slot differently), what it voted for (so that it stays locked), and what was certified (so that nothing
-decided is forgotten). Everything else can be computed or fetched.
+decided is forgotten). Beside them lie the grounds of its newest vote, which it needs to convince others if all of
+them have forgotten. Everything else can be computed or fetched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from crowdsurf.protocol import effects, limits, wire
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, View
 from crowdsurf.protocol.node import Recovered
+
+GROUNDS_BYTES_MAX = 16 * 1024 * 1024
+"""Of 256 members: as many commits of 9 KB, as many aggregates of 300 bytes, and the cut."""
 
 Record = tuple[int, bytes]
 """Type (1 to 255) and payload."""
@@ -45,6 +49,17 @@ def record_of(effect: effects.Effect) -> Record | None:
     if isinstance(effect, effects.PersistCertificate):
         return RecordType.CERTIFICATE, wire.pack(effect.certificate)
     return None
+
+
+def pack_grounds(grounds: tuple[Envelope, ...]) -> bytes:
+    """The grounds of a lock as bytes; they lie in a file of their own, because only the newest matter."""
+    return wire.pack([wire.pack(envelope) for envelope in grounds])
+
+
+def unpack_grounds(data: bytes) -> list[Envelope]:
+    """Raises Refusal for anything but what `pack_grounds` wrote: a peer can go on without."""
+    packed = wire.unpack(data, list[bytes], GROUNDS_BYTES_MAX)
+    return [wire.unpack(item, Envelope, limits.ENVELOPE_BYTES_MAX) for item in packed]
 
 
 def recover(records: Iterable[Record]) -> Recovered:

@@ -38,6 +38,7 @@ from crowdsurf.protocol.messages import (
     Certificate,
     Commit,
     Cut,
+    Envelope,
     Header,
     Kind,
     Payload,
@@ -104,13 +105,15 @@ class StepMachine:
 
     # --- what the node calls -----------------------------------------------------------------------------
 
-    def start(self, signed: list[Opened], lock: tuple[Header, int] | None, now: float) -> None:
+    def start(self, signed: list[Opened], heard: list[Opened], lock: tuple[Header, int] | None, now: float) -> None:
         """Begin: compute the work unit. After a restart it is computed again, because its bytes were only in
-        memory; what was signed before stays as it was (SPEC R-2.7)."""
+        memory; what was signed before stays as it was, and the grounds of the lock are there (SPEC R-2.7)."""
         for opened in signed:
             self._signed[opened.slot] = opened
             self.transcript.add(opened)
             self._count(opened)
+        for opened in heard:
+            self.transcript.recall(opened)
         if lock is not None:
             self.ballot.lock_on(*lock)
         self._compute_work()
@@ -234,10 +237,10 @@ class StepMachine:
         if self.phase is Phase.SIGN or accepted is None:
             return Trigger.VIEW_CHANGED if late else None
         if self.phase is Phase.EXCHANGE:
-            return Trigger.PARTS_IN if late or _none(self.parts_lacking()) else None
+            return Trigger.PARTS_IN if late or next(self.parts_lacking(), None) is None else None
         if self.phase is Phase.AGGREGATE:
-            return Trigger.AGGREGATES_IN if late or _none(self.aggregates_lacking()) else None
-        return Trigger.REVEALS_IN if late or _none(accepted.reveals_lacking(self.gone)) else None
+            return Trigger.AGGREGATES_IN if late or next(self.aggregates_lacking(), None) is None else None
+        return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -247,7 +250,7 @@ class StepMachine:
             self._deadline = now + self._timing.work.bound_seconds()
             if self._work_failed:
                 self._compute_work()
-        return Trigger.COMMITS_IN if enough and (late or _none(self.commits_lacking())) else None
+        return Trigger.COMMITS_IN if enough and (late or next(self.commits_lacking(), None) is None) else None
 
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -416,9 +419,18 @@ class StepMachine:
             return
         if required is None and self._forward_overlooked(opened, header):
             return
+        # Should the new lock never reach the disk, the old one's grounds are still there.
+        grounds = dict.fromkeys([*self.grounds(header), *self.grounds(self.ballot.lock)])
         self.ballot.lock_on(header, view)
-        self.effects.append(PersistLock(header, view))
+        self.effects.append(PersistLock(header, view, tuple(grounds)))
         self._say(Kind.VOTE, view, b"", Vote(opened.digest))
+
+    def grounds(self, header: Header | None) -> tuple[Envelope, ...]:
+        """What a header of this step follows from, to be kept with the vote for it."""
+        cut = self.transcript.cut(header.cut) if header is not None else None
+        if header is None or cut is None:
+            return ()
+        return tuple(opened.envelope for opened in self.transcript.grounds(header, self.facts.duties(cut)))
 
     def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
         """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.24)."""
@@ -585,8 +597,3 @@ class StepMachine:
     def _nonce(self) -> bytes:
         step = self.facts.head.step.to_bytes(8, "big")
         return self._signer.nonce(self._run_id + step + self.facts.head.previous)
-
-
-def _none(items: Iterator[object]) -> bool:
-    """Whether nothing comes."""
-    return next(items, None) is None

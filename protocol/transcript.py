@@ -64,6 +64,14 @@ class Transcript:
             self._by_digest[opened.digest] = opened
             self._outcomes[(sender, opened.envelope.view)] = opened
 
+    def recall(self, opened: Opened) -> None:
+        """Keep a message this peer had accepted before it was restarted; which of two a liar signed does not matter."""
+        known = self._slots.get((opened.sender, opened.slot))
+        if known is None:
+            self.add(opened)
+        elif known.digest != opened.digest and isinstance(opened.payload, Commit):
+            self.add_conflicting(opened)
+
     def find(self, digest: bytes) -> list[Opened]:
         """The commit, cut or header with this payload digest, and every aggregate message that names this blob."""
         found = [self._by_digest[digest]] if digest in self._by_digest else []
@@ -118,6 +126,15 @@ class Transcript:
             if held is not None and held.sender == peers[index] and isinstance(held.payload, Commit):
                 found[index] = held.payload
         return found
+
+    def grounds(self, header: Header, duties: tuple[PeerId, ...]) -> list[Opened]:
+        """The messages a header follows from, as far as they were heard; `duties` are its cut's."""
+        cut = self._by_digest.get(header.cut)
+        if cut is None or not isinstance(cut.payload, Cut):
+            return []
+        commits = [self._by_digest.get(name) for _, name in cut.payload.commits]
+        said = [self.aggregates.get((header.cut, part, peer)) for part, peer in enumerate(duties) if header.parts[part]]
+        return [opened for opened in (cut, *commits, *said) if opened is not None]
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""

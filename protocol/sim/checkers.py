@@ -252,7 +252,7 @@ class StaysLocked(Checker):
         if isinstance(effect, effects.SendEnvelope):
             lock = _claimed_lock(host, effect.envelope)
             if lock is not None:
-                self._note(lock.header.step, name_of_header(lock.header), lock.view)
+                self._note(lock[0].step, name_of_header(lock[0]), lock[1])
         elif isinstance(effect, effects.PersistLock):
             name, step = name_of_header(effect.header), effect.header.step
             before, view = self._own.get((host.number, step), (name, -1))
@@ -392,7 +392,7 @@ class NothingDropped(Checker):
         if isinstance(effect, effects.SendEnvelope):
             lock = _claimed_lock(host, effect.envelope)
             if lock is not None:
-                self._locked_on.setdefault(name_of_header(lock.header), lock.header.step)
+                self._locked_on.setdefault(name_of_header(lock[0]), lock[0].step)
         elif isinstance(effect, effects.PersistLock):
             name, step = name_of_header(effect.header), effect.header.step
             if host.honest and name not in self._locked_on and self._drops(host, effect.header):
@@ -489,15 +489,15 @@ class Awake(Checker):
             host.late_deadlines = 0
 
 
-def _claimed_lock(host: Host, envelope: Envelope) -> effects.PersistLock | None:
-    """The lock a host names when it asks for a view."""
+def _claimed_lock(host: Host, envelope: Envelope) -> tuple[Header, int] | None:
+    """The header a host says it is locked on when it asks for a view, and the view it voted for it in."""
     if envelope.kind != Kind.VIEW_CHANGE or envelope.sender != host.id:
         return None
     try:
         change = wire.unpack(envelope.payload, ViewChange, limits.ENVELOPE_BYTES_MAX)
     except Refusal:
         return None  # a liar's; nobody can use it either
-    return effects.PersistLock(change.lock, change.lock_view) if change.lock is not None else None
+    return (change.lock, change.lock_view) if change.lock is not None else None
 
 
 def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker]:

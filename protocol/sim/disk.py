@@ -13,9 +13,9 @@ import random
 from crowdsurf.protocol import effects
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.messages import Certificate, Envelope
 from crowdsurf.protocol.node import Recovered
-from crowdsurf.protocol.recovery import record_of, recover
+from crowdsurf.protocol.recovery import pack_grounds, record_of, recover, unpack_grounds
 
 CHECKPOINT_STEPS = 10
 """A state is kept every so many steps, as in the live daemon."""
@@ -35,6 +35,8 @@ class Disk:
         """States by the step they precede."""
         self.updates: dict[int, tuple[bytes, ...]] = {}
         """What a step changed, by step: the digests of its aggregated parts."""
+        self.grounds: tuple[Envelope, ...] = ()
+        """What the newest lock follows from."""
         self._durable: list[Persist] = []
         self._pending: list[Persist] = []
 
@@ -68,7 +70,9 @@ class Disk:
         said = [effect for effect in self._durable if not isinstance(effect, effects.PersistCertificate)]
         kept: list[Effect] = [effects.PersistCertificate(certificate) for certificate in self.certificates]
         records = (record_of(effect) for effect in [*kept, *said])
-        return recover(record for record in records if record is not None)
+        recovered = recover(record for record in records if record is not None)
+        recovered.heard = unpack_grounds(pack_grounds(self.grounds))
+        return recovered
 
     def signed(self) -> set[bytes]:
         """Signatures of the messages of the current step that are durable."""

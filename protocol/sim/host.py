@@ -297,6 +297,7 @@ class Host:
                 must_be_durable |= not isinstance(effect, effects.PersistCertificate)
                 if isinstance(effect, effects.PersistLock):
                     self.disk.save_update(effect.header.step, effect.header.parts)
+                    self.disk.grounds = effect.grounds
             elif isinstance(effect, effects.ApplyUpdate):
                 must_be_durable |= (effect.step + 1) % CHECKPOINT_STEPS == 0
         if must_be_durable:

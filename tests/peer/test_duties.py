@@ -13,7 +13,7 @@ from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import AggregateResult
 from crowdsurf.peer.compute.errors import NoUsableRows, WorkFailed
 from crowdsurf.peer.compute.segments import SegmentPool
-from crowdsurf.peer.duties import CHECKPOINT_STEPS, DEATHS_MAX, Duties
+from crowdsurf.peer.duties import CHECKPOINT_STEPS, DEATHS_MAX, Duties, aggregation_seed
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import part_ranges
@@ -138,6 +138,24 @@ async def test_an_aggregate_is_held_and_told_with_who_went_in(setup: Setup, monk
     assert isinstance(done, events.PartAggregated)
     assert (done.step, done.part, done.included) == (0, 1, (1,))
     assert setup.blobs.holds(done.digest)
+
+
+async def test_a_rule_draws_from_the_cut_and_the_part_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = await setup.work()
+    whole = setup.client.aggregate
+    seeds: list[bytes] = []
+
+    async def note_the_seed(*arguments: Any) -> AggregateResult:
+        seeds.append(arguments[-1])
+        return await whole(*arguments)
+
+    monkeypatch.setattr(setup.client, "aggregate", note_the_seed)
+    other = digest("test", b"another cut")
+    for cut, part in ((CUT, 0), (CUT, 0), (CUT, 1), (Digest(other), 0)):
+        await setup.duties.aggregate(effects.AggregatePart(0, cut, part, ((0, names[part]), (1, names[part]))))
+    assert [len(seed) for seed in seeds] == [32] * 4
+    assert seeds[0] == seeds[1] == aggregation_seed(CUT, 0)
+    assert len(set(seeds)) == 3
 
 
 async def test_a_part_without_a_usable_row_stays_void(setup: Setup) -> None:

@@ -13,8 +13,11 @@ import pytest
 
 from crowdsurf.peer.offline import Kept
 from crowdsurf.peer.state_store import CHECKPOINTS_KEPT, StateStore
+from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import WorldError
 from crowdsurf.protocol.ids import Digest, blob_digest
+from crowdsurf.protocol.messages import Kind, Vote
+from tests.peer.shell import key_of
 
 ELEMENTS = 10
 UPDATE = bytes(range(40))
@@ -195,3 +198,14 @@ def test_a_file_that_somebody_reads_is_not_written_over(store: StateStore, tmp_p
             store.save_state(step, memoryview(STATE))
         assert len(kept.updates) == 10
         assert all(file.read() == update for file in kept.updates.values())
+
+
+def test_the_grounds_of_the_newest_vote_come_back_and_damage_costs_nothing(store: StateStore, tmp_path: Path) -> None:
+    assert store.grounds() == []
+    said = [seal(key_of(0), bytes(32), Slot(step, 0, Kind.VOTE, b""), Vote(bytes(32))).envelope for step in range(3)]
+    store.save_grounds(tuple(said[:1]))
+    store.save_grounds(tuple(said))
+    assert StateStore(tmp_path, ELEMENTS).grounds() == said
+    kept = tmp_path / "updates" / "newest.grounds"
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert store.grounds() == []

@@ -85,6 +85,7 @@ class FakePeer:
         self.journal_certificates: list[Certificate] = []
         self.journal_signed: list[Envelope] = []
         self.journal_locks: list[tuple[Header, int]] = []
+        self.grounds: tuple[Envelope, ...] = ()
         self.states: dict[int, Digest] = {}
         self.blobs: set[bytes] = set()
         self.stories: list[effects.StepCertified] = []
@@ -105,7 +106,8 @@ class FakePeer:
         """Come back from the journal and the newest state on disk."""
         self.alive = True
         self.node = self._new_node()
-        self.node.restore(Recovered(self.journal_certificates, list(self.journal_signed), list(self.journal_locks)))
+        signed, locks = list(self.journal_signed), list(self.journal_locks)
+        self.node.restore(Recovered(self.journal_certificates, signed, locks, list(self.grounds)))
         self.begin(max(self.states, default=0))
 
     def give(self, event: events.Event) -> None:
@@ -137,6 +139,7 @@ class FakePeer:
             swarm.on_signed(self, effect.envelope)
         elif isinstance(effect, effects.PersistLock):
             self.journal_locks.append((effect.header, effect.view))
+            self.grounds = effect.grounds
         elif isinstance(effect, effects.PersistCertificate):
             self.journal_certificates.append(effect.certificate)
             swarm.on_certified(self, effect.certificate)
@@ -192,6 +195,9 @@ class FakePeer:
         self._later(0.01, events.StateReady(effect.step + 1, state))
 
     def _fetch(self, effect: effects.FetchBlob) -> None:
+        if effect.digest in self.blobs:  # on its own disk
+            self._later(0.0, events.BlobArrived(effect.digest))
+            return
         for candidate in effect.candidates:
             other = self.swarm.peers.get(candidate)
             has_it = other is not None and other.alive and effect.digest in other.blobs

@@ -31,7 +31,7 @@ class Voter:
         self.machine = StepMachine(
             STEP.facts, STEP.signers[ME], STEP.run_id, ELEMENTS, timing_of(STEP.manifest), now=0.0
         )
-        self.machine.start([], None, 0.0)
+        self.machine.start([], [], None, 0.0)
         for part in set(range(4)) - set(lost_blobs):
             self.machine.on_blob(name("aggregate", part), 0.0)
         for index in (FIRST, SECOND, THIRD):

@@ -28,18 +28,34 @@ def test_distances_are_those_of_float64(kind: str, length: int) -> None:
 
 
 def test_rows_evenly_spaced_in_one_memory_are_a_matrix() -> None:
-    memory = torch.arange(100.0)
-    rows = [memory[start : start + 20] for start in (5, 30, 55)]
+    memory = torch.arange(200.0)
+    rows = [memory[start : start + 20] for start in (16, 64, 112)]
     found = as_matrix(rows)
     assert found is not None
     assert torch.equal(found, torch.stack(rows))
     assert found.data_ptr() == rows[0].data_ptr()
-    assert as_matrix([memory[3:9]]) is not None
+    assert as_matrix([memory[16:90]]) is not None
+    assert as_matrix([memory[17:90]]) is None  # not aligned
+    assert as_matrix([memory[0:20], memory[24:44]]) is None  # the second is not
     assert as_matrix([rows[0], rows[2], rows[1]]) is None  # not in order
     assert as_matrix([rows[0], rows[0]]) is None  # the same row twice
-    assert as_matrix([memory[0:20], memory[10:30]]) is None  # overlapping
+    assert as_matrix([memory[0:20], memory[16:36]]) is None  # overlapping
     assert as_matrix([rows[0], rows[1].clone()]) is None
-    assert as_matrix([memory[0:40:2], memory[40:80:2]]) is None
+    assert as_matrix([memory[0:64:2], memory[64:128:2]]) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 16])
+@pytest.mark.parametrize("length", [7, 100, GRAM_BLOCK_ELEMENTS, 2 * GRAM_BLOCK_ELEMENTS + 17])
+def test_where_rows_lie_does_not_change_a_bit(count: int, length: int) -> None:
+    rows = make_rows("normal", count, length, seed=5)
+    expected = accurate_gram(rows)
+    aligned = -(-length // 16) * 16
+    for offset, space in ((0, length), (0, aligned), (32, aligned + 48), (1, aligned), (3, length + 1)):
+        memory = torch.zeros(offset + count * space)
+        placed = [memory[offset + i * space :][:length] for i in range(count)]
+        for place, row in zip(placed, rows, strict=True):
+            place.copy_(row)
+        assert accurate_gram(placed).tobytes() == expected.tobytes()
 
 
 def test_mixed_rows_need_no_vectors() -> None:
