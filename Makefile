@@ -2,13 +2,14 @@
 
 VENV ?= .venv
 ARGS ?=
+SEEDS ?= 0:300
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FOLDERS := protocol dht peer cli configs
 # The user's own choice first; Debian's python3 may be too old while a newer one lies beside it.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help env dev format lint types check test demo bench clean
+.PHONY: help env dev format lint types check test demo sim table bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -59,6 +60,12 @@ test: env ## the full test suite (GPU tests are skipped without a GPU)
 
 demo: env ## train a model with four peers on this machine
 	@$(BIN)/crowdsurf demo $(ARGS)
+
+sim: env ## simulate 300 swarms in which much goes wrong and check every promise (SEEDS=0:60 for fewer)
+	@$(BIN)/crowdsurf simulate --swarm-test --seeds $(SEEDS) $(ARGS)
+
+table: env ## measure every rule under every attack and write docs/robustness.md; goes on where it was
+	@$(BIN)/crowdsurf robustness docs/robustness.md $(ARGS)
 
 bench: env ## measure a certified step beside a plain all-reduce
 	@$(BIN)/crowdsurf bench step $(ARGS)

@@ -16,6 +16,12 @@ class Name(enum.StrEnum):
     """What can be measured."""
 
     STEP = "step"
+    AGGREGATE = "aggregate"
+    SIMULATE = "simulate"
+
+
+PEERS = {Name.STEP: 4, Name.AGGREGATE: 16, Name.SIMULATE: 0}
+"""Peers, unless the user says otherwise."""
 
 
 class TransportName(enum.StrEnum):
@@ -27,26 +33,49 @@ class TransportName(enum.StrEnum):
 
 def bench(
     context: typer.Context,
-    name: Annotated[Name, typer.Argument(help="step: a certified step beside a plain all-reduce.")],
-    peers: Annotated[int, typer.Option(min=2, max=64, help="Peers, all on this machine.")] = 4,
-    elements: Annotated[int, typer.Option(min=1000, help="Parameters of the model, about.")] = 4_000_000,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in a block.")] = 10,
-    repeats: Annotated[int, typer.Option(min=1, help="Pairs of blocks, one of each side.")] = 7,
-    transport: Annotated[TransportName, typer.Option(help="What carries the streams.")] = TransportName.P2PD,
+    name: Annotated[
+        Name,
+        typer.Argument(
+            help="step: a certified step beside a plain all-reduce. aggregate: robust rules beside plain ones. "
+            "simulate: a simulated message beside one through asyncio's queues."
+        ),
+    ],
+    peers: Annotated[
+        int | None, typer.Option(min=2, max=64, help="Peers, all on this machine; for aggregate, vectors.")
+    ] = None,
+    elements: Annotated[
+        int, typer.Option(min=1000, help="Parameters of the model, about; or of a vector.")
+    ] = 4_000_000,
+    steps: Annotated[int, typer.Option(min=1, help="step: steps in a block.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each side is measured, in turn.")] = 7,
+    transport: Annotated[TransportName, typer.Option(help="step: what carries the streams.")] = TransportName.P2PD,
     json_output: JsonOption = False,
 ) -> None:
     """Measure this program beside the obvious alternative."""
-    import uvloop
-
-    from crowdsurf.peer.bench import StepBench, bench_step
-
     console = people(json_output)
-    plan = StepBench(peers=peers, elements=elements, steps=steps, repeats=repeats, transport=transport.value)
-    figures = uvloop.run(bench_step(plan, tell=console.print))
+    count = peers or PEERS[name]
+    if name is Name.STEP:
+        import uvloop
+
+        from crowdsurf.peer.bench import StepBench, bench_step
+
+        plan = StepBench(peers=count, elements=elements, steps=steps, repeats=repeats, transport=transport.value)
+        figures, show = uvloop.run(bench_step(plan, tell=console.print)), print_step
+    elif name is Name.SIMULATE:
+        from crowdsurf.peer.bench_simulate import SIZES, SimulateBench, bench_simulate
+
+        sizes = SIZES if peers is None else (peers,)
+        figures, show = bench_simulate(SimulateBench(repeats, sizes), console.print), print_simulate
+    else:
+        from crowdsurf.peer.clock import monotonic_seconds
+        from crowdsurf.peer.compute.bench_aggregate import AggregateBench, bench_aggregate
+
+        rules = AggregateBench(rows=count, elements=elements, repeats=repeats)
+        figures, show = bench_aggregate(rules, monotonic_seconds, console.print), print_aggregate
     if json_output:
         answer(context, figures)
     else:
-        print_step(console, figures)
+        show(console, figures)
 
 
 def print_step(console: Console, figures: dict[str, Any]) -> None:
@@ -84,6 +113,50 @@ def print_step(console: Console, figures: dict[str, Any]) -> None:
             if figures[key]
         )
         console.print(f"daemon {before} resident before its model {goal}; {rest}")
+
+
+def print_aggregate(console: Console, figures: dict[str, Any]) -> None:
+    """The figures of `bench aggregate` for people."""
+    from crowdsurf.peer.compute import bench_aggregate as goals
+
+    ours, baseline = figures["ours"], figures["baseline"]
+    table = Table("", "median", "p10", "p90", "mean", title=f"{figures['peers']} × {figures['elements']}, seconds")
+    table.add_row(f"CenteredClip to its fixed point, {ours['iterations']} iterations", *_cells(ours["seconds"]))
+    table.add_row(f"{baseline['iterations']} plain iterations", *_cells(baseline["seconds"]))
+    table.add_row("X Xᵀ and one weighted sum", *_cells(figures["floor"]["seconds"]))
+    console.print(table)
+    faster = 1 / figures["ratio"]
+    met = "met" if figures["ratio"] <= goals.PLAIN_RATIO_GOAL else "missed"
+    console.print(f"{faster:.1f} times faster than plain (goal: {1 / goals.PLAIN_RATIO_GOAL:.0f}; {met})")
+    goal = _goal(figures, "floor_ratio", goals.FLOOR_RATIO_GOAL, "times")
+    console.print(f"{figures['floor_ratio']:.2f} times X Xᵀ and one weighted sum {goal}")
+    if ours["extra_bytes"] is not None:
+        goal = _goal(ours, "extra_percent", goals.EXTRA_PERCENT_GOAL, "% of the vectors")
+        console.print(f"memory rises by {size(ours['extra_bytes'])} meanwhile {goal}")
+    table = Table("rule", "ours", "byzfl", "times faster", title=f"{figures['rules_elements']} elements, seconds")
+    for row in figures["rules"]:
+        theirs = "not installed" if row["byzfl"] is None else f"{row['byzfl']['median']:.3f}"
+        times = "" if row["ratio"] is None else f"{1 / row['ratio']:.1f}"
+        table.add_row(row["rule"], f"{row['ours']['median']:.3f}", theirs, times)
+    console.print(table)
+
+
+def print_simulate(console: Console, figures: dict[str, Any]) -> None:
+    """The figures of `bench simulate` for people."""
+    from crowdsurf.peer.bench_simulate import GROWTH_GOAL, MICROSECONDS_GOAL
+
+    ours, baseline = figures["ours"], figures["baseline"]
+    table = Table("", "median", "p10", "p90", "mean", title="processor microseconds for each message")
+    for peers, found in ours["by_peers"].items():
+        table.add_row(f"simulated, {peers} peers, {ours['messages'][peers]} messages", *_cells(found))
+    table.add_row(f"asyncio's queues, {baseline['messages']} messages", *_cells(baseline["microseconds_per_message"]))
+    console.print(table)
+    median = ours["microseconds_per_message"]
+    console.print(f"{median['median']:.1f} µs {_goal(median, 'median', MICROSECONDS_GOAL, 'µs')}")
+    if len(ours["by_peers"]) > 1:
+        sizes = list(ours["by_peers"])
+        goal = _goal(figures, "growth", GROWTH_GOAL, "times")
+        console.print(f"{figures['growth']:.2f} times as much at {sizes[-1]} peers as at {sizes[0]} {goal}")
 
 
 def _cells(spread: dict[str, float]) -> list[str]:

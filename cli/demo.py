@@ -18,8 +18,12 @@ from crowdsurf.cli.output import JsonOption, answer, people, start_logging
 from crowdsurf.peer.demo import Demo, DemoOptions, failed
 
 Steps = Annotated[int | None, typer.Option(help="Certified steps; the task's preset says how many otherwise.")]
-Rule = Annotated[str | None, typer.Option(help="Aggregation rule instead of the preset's: mean, centered_clip.")]
+Rule = Annotated[str | None, typer.Option(help="Aggregation rule instead of the preset's, such as mean or median.")]
 KillOneAt = Annotated[int | None, typer.Option(help="Kill one peer with SIGKILL when this step is reached.")]
+Byzantine = Annotated[int, typer.Option(help="How many of the peers misbehave: less than half.")]
+Attack = Annotated[str | None, typer.Option(help="What those do, such as sign_flip; docs/simulation.md has them all.")]
+AttackFrom = Annotated[int | None, typer.Option(help="First step of the attack.")]
+Strength = Annotated[float | None, typer.Option(help="Strength of the attack; the literature's if not given.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the peers' homes; a temporary one otherwise.")]
 
 
@@ -31,6 +35,10 @@ def demo(
     transport: Annotated[str, typer.Option(help="p2pd (processes over libp2p) or memory (one process).")] = "p2pd",
     seed: Annotated[int, typer.Option(help="Seed of the initial model and of all public draws.")] = 0,
     rule: Rule = None,
+    byzantine: Byzantine = 0,
+    attack: Attack = None,
+    attack_from: AttackFrom = None,
+    strength: Strength = None,
     kill_one_at: KillOneAt = None,
     out: Out = None,
     json_output: JsonOption = False,
@@ -38,7 +46,20 @@ def demo(
     """Run a real swarm on this machine: every peer a process, training until all steps are certified."""
     start_logging("error")
     folder = (out or Path(tempfile.mkdtemp(prefix="crowdsurf-demo-"))).absolute()
-    options = DemoOptions(folder, peers, steps, task, transport, seed, rule, kill_one_at)
+    options = DemoOptions(
+        folder,
+        peers,
+        steps,
+        task,
+        transport,
+        seed,
+        rule,
+        kill_one_at,
+        byzantine=byzantine,
+        attack=attack,
+        attack_from=attack_from,
+        strength=strength,
+    )
     rehearsal = Demo(options, _peer_command)
     console = people(json_output)
     with DemoScreen(console) as screen:

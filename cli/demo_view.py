@@ -80,7 +80,9 @@ def table(view: View) -> Table:
         control = status.get("control_bytes_sent") or 0
         waits = "" if peer.killed or peer.ended else str(status.get("waiting_for", ""))
         step = str(status.get("step") or 0)
-        style = "red" if peer.killed else None
+        if peer.byzantine:
+            phase = f"byzantine, {phase}"
+        style = "red" if peer.killed else "magenta" if peer.byzantine else None
         grid.add_row(str(peer.number), f"…{peer.peer[-8:]}", step, phase, size(sent), size(control), waits, style=style)
     known = {peer.peer for peer in view.peers}
     for member in view.leader.get("roster") or ():
@@ -107,7 +109,14 @@ def summary(answer: dict[str, Any]) -> list[str]:
         if answer["test_accuracy"] is not None:
             line += f", test accuracy {answer['initial_test_accuracy']:.1%} → {answer['test_accuracy']:.1%}"
         lines.append(line + ".")
-    alike = "All surviving peers hold" if answer["killed"] else "All peers hold"
+    kind = "surviving " if answer["killed"] else ""
+    if answer["byzantine"]:
+        kind += "honest "
+        lines.append(
+            f"{answer['byzantine']} of {answer['peers']} peers misbehaved ({answer['attack']}); "
+            "the figures are those of the honest ones."
+        )
+    alike = f"All {kind}peers hold"
     lines.append(
         f"{alike} the same model: consensus." if answer["consensus"] else "The peers do NOT hold the same model."
     )

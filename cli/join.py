@@ -12,6 +12,7 @@ import uvloop
 from crowdsurf.cli.join_view import JoinScreen
 from crowdsurf.cli.output import JsonOption, answer, people, start_logging
 from crowdsurf.peer.volunteer import Volunteer, node_config, read_invite
+from crowdsurf.protocol.errors import MisuseError
 
 
 def join(
@@ -34,6 +35,9 @@ def join(
             min=0, envvar="CROWDSURF_EVALUATE_STEPS", help="Evaluate on held-out data every N steps; 0 never."
         ),
     ] = 0,
+    rehearse: Annotated[str | None, typer.Option(hidden=True)] = None,
+    rehearse_from: Annotated[int, typer.Option(min=0, hidden=True)] = 0,
+    colluders: Annotated[str, typer.Option(hidden=True)] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Take part in a run: start the long-lived peer of this machine. Ctrl-C leaves in order.
@@ -50,7 +54,14 @@ def join(
     }
     node = node_config(config, os.environ, options)
     start_logging(node.log_level)
-    volunteer = Volunteer(read_invite(invite), node, evaluate_steps)
+    rehearsal = None
+    if rehearse is not None:
+        from crowdsurf.peer.rehearsal import parse_rehearsal
+
+        rehearsal = parse_rehearsal(rehearse, rehearse_from, colluders)
+    elif rehearse_from or colluders:
+        raise MisuseError("--rehearse-from and --colluders need --rehearse: the attack that this peer rehearses")
+    volunteer = Volunteer(read_invite(invite), node, evaluate_steps, rehearsal)
     with JoinScreen(people(json_output)) as screen:
         volunteer.tell = screen.tell
         volunteer.on_step = screen.step

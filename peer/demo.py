@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from crowdsurf.peer.clock import monotonic_seconds
 from crowdsurf.peer.compute.client import ComputeClient
@@ -31,8 +34,15 @@ from crowdsurf.protocol.errors import CrowdsurfError, MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, peer_text
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 
+if TYPE_CHECKING:
+    from crowdsurf.peer.rehearsal import Rehearsal
+
 WATCH_SECONDS = 0.25
 STOP_SECONDS_MAX = 10.0
+LIARS_SECONDS_MAX = 5.0
+"""How long peers that misbehave may take to end once the honest ones have."""
+BYZANTINE_SHARE_MAX = 0.499
+"""No rule defends against half or more."""
 PEERS_MAX = 64
 TRANSPORTS = ("p2pd", "memory")
 
@@ -51,6 +61,11 @@ class DemoOptions:
     rule: str | None = None
     kill_one_at: int | None = None
     evaluate_steps: int = 10
+    byzantine: int = 0
+    """How many of the peers, the last ones, misbehave."""
+    attack: str | None = None
+    attack_from: int | None = None
+    strength: float | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +74,7 @@ class PeerView:
 
     number: int
     peer: str
+    byzantine: bool = False
     status: dict[str, Any] = field(default_factory=dict)
     killed: bool = False
     ended: bool = False
@@ -89,6 +105,7 @@ class Actor(ABC):
         self.key = key
         self.home = home
         self.killed = False
+        self.byzantine = False
 
     @abstractmethod
     async def start(self) -> None:
@@ -224,8 +241,39 @@ def check_options(options: DemoOptions) -> None:
         problems.append("--kill-one-at needs at least 3 peers: the others must be more than half")
     if options.kill_one_at is not None and options.steps is not None and options.kill_one_at >= options.steps:
         problems.append(f"--kill-one-at {options.kill_one_at} is after the last step")
+    problems += _wrong_attack(options)
     if problems:
         raise MisuseError("\n".join(problems))
+
+
+def _wrong_attack(options: DemoOptions) -> list[str]:
+    problems = []
+    if not 0 <= 2 * options.byzantine < max(options.peers, 1):
+        problems.append(
+            f"--byzantine must be less than half of --peers, not {options.byzantine} of {options.peers}: "
+            "whatever this program promises, it promises to an honest majority"
+        )
+    said = {"--attack-from": options.attack_from, "--strength": options.strength}
+    if options.attack is None:
+        problems += [f"{name} needs --attack: what the liars do" for name, value in said.items() if value is not None]
+        if options.byzantine > 0:
+            problems.append("--byzantine needs --attack: what those peers do")
+    else:
+        # Imported here: an honest demo has no use for it.
+        from crowdsurf.peer.rehearsal import wrong_attack
+
+        problem = wrong_attack(options.attack)
+        if problem is not None:
+            problems.append(f"--attack {problem}")
+        if not options.byzantine:
+            problems.append("--attack needs --byzantine: how many peers attack")
+    if options.strength is not None and not 0.0 <= options.strength < math.inf:
+        problems.append(f"--strength must be a number that is not negative, not {options.strength}")
+    if options.attack_from is not None and options.attack_from < 0:
+        problems.append(f"--attack-from must be a step, not {options.attack_from}")
+    if options.byzantine and options.kill_one_at is not None and options.peers - options.byzantine < 2:
+        problems.append("--kill-one-at needs at least 2 honest peers")
+    return problems
 
 
 class Demo:
@@ -249,7 +297,7 @@ class Demo:
         manifest = await self._make_manifest(keys)
         invite, listen = self._make_invite(manifest, keys[0])
         self._make_actors(manifest, homes, keys, invite, listen)
-        views = [PeerView(actor.number, peer_text(actor.key.peer_id)) for actor in self._actors]
+        views = [PeerView(actor.number, peer_text(actor.key.peer_id), actor.byzantine) for actor in self._actors]
         view = View(options.task, manifest.steps, options.transport, invite, 0.0, views)
         try:
             for actor in self._actors:
@@ -266,9 +314,15 @@ class Demo:
         options = self._options
         founders = tuple(key.peer_id for key in keys)
         overrides: dict[str, Any] = {"seed": options.seed, "steps": options.steps}
-        if options.rule is not None:
-            overrides |= {"rule.name": options.rule, "rule.parameters": {}}
         draft = load_config(options.task)
+        rule = draft.build(founders[0], founders, Digest(b"")).rule
+        if options.rule not in (None, rule.name):
+            rule = msgspec.structs.replace(rule, name=options.rule, parameters={})
+        if options.byzantine:
+            # As an organizer who expects them would.
+            share = min(options.byzantine / options.peers, BYZANTINE_SHARE_MAX)
+            rule = msgspec.structs.replace(rule, parameters={**rule.parameters, "byzantine_share": share})
+        overrides |= {"rule.name": rule.name, "rule.parameters": rule.parameters}
         client = ComputeClient()
         try:
             info = await client.start(draft.build(founders[0], founders, Digest(b""), **overrides), "cpu")
@@ -289,34 +343,59 @@ class Demo:
         self, manifest: Manifest, homes: list[Path], keys: list[PeerKey], invite: str, listen: str
     ) -> None:
         run_id, swarm = run_id_of(manifest), MemorySwarm()
+        honest = self._options.peers - self._options.byzantine
+        rehearsal = self._rehearsal(keys[honest:])
         for number, (home, key) in enumerate(zip(homes, keys, strict=True)):
             folder = run_folder(home, run_id)
             save_manifest(folder, manifest)
             evaluate_steps = self._options.evaluate_steps if number == 0 else 0
             if self._options.transport == "memory":
                 place = swarm.place(manifest, home, key, evaluate_steps)
+                place.rehearsal = rehearsal if number >= honest else None
                 self._actors.append(MemoryActor(number, home, swarm, manifest, place))
                 continue
             address = listen if number == 0 else "/ip4/127.0.0.1/tcp/0"
             (home / "node.yaml").write_text(f"listen: ['{address}']\n", "utf-8")
-            command = self._peer_command(invite, home, evaluate_steps)
+            command = [*self._peer_command(invite, home, evaluate_steps)]
+            if rehearsal is not None and number >= honest:
+                command += rehearsal.arguments()
             self._actors.append(ProcessActor(number, key, home, folder, command))
+        for actor in self._actors[honest:]:
+            actor.byzantine = True
+
+    def _rehearsal(self, liars: list[PeerKey]) -> Rehearsal | None:
+        """What the liars are told."""
+        if not liars or self._options.attack is None:
+            return None
+        # Imported here: an honest demo has no use for it.
+        from crowdsurf.peer.rehearsal import Rehearsal
+
+        options, members = self._options, tuple(key.peer_id for key in liars)
+        return Rehearsal(self._options.attack, options.strength, options.attack_from or 0, members)
 
     async def _results(self, view: View) -> list[dict[str, Any]]:
-        """Watch until every peer has ended. The first failure, also of the watching, ends it all."""
+        """Watch until every honest peer has ended, and give their results. The first failure of one of them, or of the
+        watching, ends it all; how a liar ends is its own affair."""
         watching = asyncio.create_task(self._watch(view))
-        ending = [asyncio.create_task(self._ended(actor, view)) for actor in self._actors]
+        ending = [asyncio.create_task(self._ended(actor, view)) for actor in self._honest]
+        lying = [asyncio.create_task(self._liar_ended(actor, view)) for actor in self._actors if actor.byzantine]
         running: set[asyncio.Task[Any]] = {watching, *ending}
         try:
             while not all(task.done() for task in ending):
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+            if lying:
+                await asyncio.wait(lying, timeout=LIARS_SECONDS_MAX)
             return [task.result() for task in ending]
         finally:
-            for task in (watching, *ending):
+            for task in (watching, *ending, *lying):
                 task.cancel()
-            await asyncio.gather(watching, *ending, return_exceptions=True)
+            await asyncio.gather(watching, *ending, *lying, return_exceptions=True)
+
+    @property
+    def _honest(self) -> list[Actor]:
+        return [actor for actor in self._actors if not actor.byzantine]
 
     # --- watching ------------------------------------------------------------------------------------------
 
@@ -332,7 +411,7 @@ class Demo:
                 self._setup_seconds = view.seconds
             kill_at = self._options.kill_one_at
             if kill_at is not None and step >= kill_at and not any(actor.killed for actor in self._actors):
-                await self._actors[-1].kill()
+                await self._honest[-1].kill()
             self.on_view(view)
             await asyncio.sleep(WATCH_SECONDS)
 
@@ -343,8 +422,15 @@ class Demo:
             view.peers[actor.number].status |= {"step": result["certified_steps"], "phase": "done"}
         return result
 
+    async def _liar_ended(self, actor: Actor, view: View) -> None:
+        try:
+            await self._ended(actor, view)
+        except CrowdsurfError as error:
+            view.peers[actor.number].ended = True
+            view.peers[actor.number].status |= {"phase": f"ended: {error}"}
+
     def _answer(self, manifest: Manifest, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """The demo's JSON; every field is documented in the README."""
+        """The demo's JSON, about honest peers; every field is documented in the README."""
         options = self._options
         evaluated = next((result for result in results if result["test_loss"] is not None), {})
         digests = {result["peer"]: result["state_digest"] for result in results}
@@ -355,8 +441,8 @@ class Demo:
         seconds = monotonic_seconds() - self._began
         return {
             "peers": options.peers,
-            "byzantine": 0,
-            "attack": None,
+            "byzantine": options.byzantine,
+            "attack": options.attack,
             "task": options.task,
             "transport": options.transport,
             "steps": manifest.steps,
@@ -365,7 +451,7 @@ class Demo:
             "setup_s": round(self._setup_seconds if self._setup_seconds is not None else seconds, 2),
             "test_accuracy": evaluated.get("test_accuracy"),
             "initial_test_accuracy": evaluated.get("initial_test_accuracy"),
-            "test_loss": evaluated.get("test_loss"),
+            "test_loss": _finite(evaluated.get("test_loss")),
             "initial_test_loss": evaluated.get("initial_test_loss"),
             "state_digests": digests,
             "consensus": _are_alike(digests) and certified == manifest.steps,
@@ -376,6 +462,11 @@ class Demo:
             "control_bytes_sent_per_peer_step": round(control / max(1, peer_steps)),
             "journal": str(options.folder),
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinities."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _are_alike(digests: dict[str, str | None]) -> bool:

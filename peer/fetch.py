@@ -72,6 +72,8 @@ class FetchServer:
         self._metrics = metrics
         self._turn = asyncio.Semaphore(SERVED_AT_ONCE_MAX)
         self._turns: dict[PeerId, _Turn] = {}
+        self.serves_blobs: Callable[[], bool] = lambda: True
+        """Whether it has the bytes that it has; a peer that misbehaves on purpose may say no."""
 
     async def serve(self, stream: Stream) -> None:
         """One question, one answer."""
@@ -111,6 +113,9 @@ class FetchServer:
         await self._send(stream, FrameKind.END, b"")
 
     async def _answer_blob(self, stream: Stream, digest: Digest) -> None:
+        if not self.serves_blobs():
+            await self._send(stream, FrameKind.NOT_HERE, b"")
+            return
         with self._blobs.lend(digest) as view:
             if view is not None:
                 await self._send_bytes(stream, FrameKind.BLOB, digest, view)

@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,6 +32,9 @@ from crowdsurf.protocol.effects import StepCertified
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest
+
+if TYPE_CHECKING:
+    from crowdsurf.peer.rehearsal import Rehearsal
 
 LEAVE_SECONDS_MAX = 8.0
 """How long the others may take to let this peer go. Closing everything may take as long again."""
@@ -107,7 +110,10 @@ class VolunteerDaemon(Daemon):
 class Volunteer:
     """One peer, run from the command line. Set `tell` and `on_status` before `run`."""
 
-    def __init__(self, invite: Invite, config: NodeConfig, evaluate_steps: int = 0) -> None:
+    def __init__(
+        self, invite: Invite, config: NodeConfig, evaluate_steps: int = 0, rehearsal: Rehearsal | None = None
+    ) -> None:
+        """`rehearsal` is what the peer is to do wrong, on purpose."""
         self.tell: Callable[[str], None] = lambda sentence: None
         """Gets one plain sentence per event."""
         self.on_step: Callable[[StepCertified], None] = lambda story: None
@@ -116,6 +122,7 @@ class Volunteer:
         self._invite = invite
         self._config = config
         self._evaluate_steps = evaluate_steps
+        self._rehearsal = rehearsal
         self._peer = ""
         self._daemon: VolunteerDaemon | None = None
         self._life: asyncio.Task[Outcome] | None = None
@@ -146,6 +153,7 @@ class Volunteer:
     async def _live(self) -> Outcome:
         self._preflight()
         async with p2pd_place(self._invite, self._config, self._evaluate_steps, self.tell) as (manifest, place):
+            place.rehearsal = self._rehearsal
             daemon = VolunteerDaemon(manifest, place)
             daemon.on_leave_asked = self.leave
             daemon.on_step = self._on_step
@@ -177,6 +185,8 @@ class Volunteer:
         self.tell(f"This peer is …{short(key.peer_id)}; its key, journal and model are in {home}.")
         self.tell(f"The invite is good: run {digest_text(run_id)[:19]}…, signed by its organizer.")
         self.tell(f"It computes on device {self._config.device}; CPU threads: {self._config.threads}.")
+        if self._rehearsal is not None:
+            self.tell(self._rehearsal.sentence())
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.compute import frames
 from crowdsurf.peer.compute.errors import BY_NAME, WorkerDied
@@ -27,11 +27,17 @@ from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest, encode_manifest
 
+if TYPE_CHECKING:
+    from crowdsurf.protocol.sim.compute import Forgery
+
 WORKER_MODULE = "crowdsurf.peer.compute.worker"
 START_SECONDS_MAX = 180.0
 """Importing torch from a cold disk, preparing a large text and building a large model."""
 CLOSE_SECONDS_MAX = 2.0
 """How long a closed worker may take to end before it is killed."""
+
+NO_SEED = bytes(32)
+"""For rules that draw nothing."""
 
 Range = tuple[int, int]
 
@@ -132,9 +138,36 @@ class ComputeClient:
         and digest the given element ranges. Raises WorkCancelled after `cancel_work`, WorkFailed for a gradient
         that is not finite."""
         arguments = {"seed": seed, "ranges": list(ranges)}
-        result = await self._call("work", arguments, gradient=gradient)
-        digests = tuple(Digest(value) for value in result["part_digests"])
-        return WorkResult(part_digests=digests, loss=result["loss"], samples=result["samples"])
+        return _work_result(await self._call("work", arguments, gradient=gradient))
+
+    async def forge(
+        self,
+        forgery: Forgery,
+        usual_strength: bool,
+        seed: bytes,
+        ranges: Sequence[Range],
+        gradient: Segment,
+        previous: tuple[Segment, Sequence[Range]] | None = None,
+    ) -> WorkResult:
+        """As `work`, of a peer that rehearses an attack: write the forged gradient at the current state instead; it
+        may be non-finite. Loss and samples are those of the honest unit of `seed`. `usual_strength` takes that of
+        the literature. `previous` is the last averaged gradient and its void ranges. Raises as `work`, and
+        MisuseError for an unknown attack."""
+        arguments = {
+            "forgery": asdict(forgery),
+            "usual_strength": usual_strength,
+            "seed": seed,
+            "ranges": list(ranges),
+            "void_ranges": list(previous[1]) if previous is not None else [],
+        }
+        segments = {"gradient": gradient} | ({"previous": previous[0]} if previous is not None else {})
+        return _work_result(await self._call("forge", arguments, **segments))
+
+    async def distort(self, segment: Segment, offset: int, elements: int, strength: float, salt: bytes) -> Digest:
+        """Of a peer that rehearses an attack: move the aggregate of `elements` float32 at byte `offset` by `strength`
+        times its norm, in a direction drawn from `salt`; its new blob digest."""
+        arguments = {"offset": offset, "elements": elements, "strength": strength, "salt": salt}
+        return Digest((await self._call("distort", arguments, segment=segment))["digest"])
 
     def cancel_work(self) -> None:
         """Ask the running work command, if any, to stop before its next micro-batch. Returns at once."""
@@ -150,11 +183,13 @@ class ComputeClient:
         elements: int,
         output: Segment,
         output_offset: int = 0,
+        seed: bytes = NO_SEED,
     ) -> AggregateResult:
         """Apply a rule to rows of `elements` float32 that begin at the byte offsets `rows` of `segment`, in that
-        order, into `output` at byte `output_offset`. Raises NoUsableRows when no row is finite."""
+        order, into `output` at byte `output_offset`. All chance of a rule that draws comes from `seed` (32 bytes).
+        Raises NoUsableRows when no row is finite."""
         arguments = {"rule": rule_name, "parameters": dict(rule_parameters), "rows": list(rows), "elements": elements}
-        arguments["output_offset"] = output_offset
+        arguments |= {"output_offset": output_offset, "seed": seed}
         result = await self._call("aggregate", arguments, segment=segment, output=output)
         return AggregateResult(
             digest=Digest(result["digest"]),
@@ -251,7 +286,7 @@ class ComputeClient:
             frame, descriptors = self._frame(command, arguments, segments)
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             self._pending[self._last_id] = answer
-            self._work_id = self._last_id if command == "work" else 0
+            self._work_id = self._last_id if command in ("work", "forge") else 0
             with contextlib.suppress(OSError):  # the worker is gone; its reader says why
                 await frames.send_async(self._connection, frame, descriptors)
             try:
@@ -304,6 +339,11 @@ class ComputeClient:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+
+
+def _work_result(answer: Mapping[str, Any]) -> WorkResult:
+    digests = tuple(Digest(value) for value in answer["part_digests"])
+    return WorkResult(part_digests=digests, loss=answer["loss"], samples=answer["samples"])
 
 
 def worker_environment(threads: int) -> dict[str, str]:

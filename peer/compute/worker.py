@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
 from crowdsurf.protocol.ids import blob_digest
 from crowdsurf.protocol.manifest import decode_manifest
+
+if TYPE_CHECKING:
+    from crowdsurf.peer.compute.forging import Forger
 
 FLOAT_BYTES = 4
 
@@ -61,6 +64,15 @@ class SharedMemory:
             raise MisuseError(f"no float32 vector of {elements} elements can begin at byte {offset}")
         return torch.frombuffer(self.view(identifier, offset, elements * FLOAT_BYTES), dtype=torch.float32)
 
+    def vectors(self, identifier: int, offsets: list[int], elements: int) -> list[torch.Tensor]:
+        """Several vectors as in `vector`, all views of one tensor, so that a rule can see that they form a matrix."""
+        first = min(offsets, default=0)
+        whole = self.vector(identifier, first, (max(offsets, default=0) - first) // FLOAT_BYTES + elements)
+        starts = [(offset - first) // FLOAT_BYTES for offset in offsets]
+        if any((offset - first) % FLOAT_BYTES for offset in offsets):
+            raise MisuseError("rows must begin a whole number of float32 apart")
+        return [whole[start : start + elements] for start in starts]
+
 
 class Worker:
     """Carries out commands; `connection` is only watched here for the daemon's death."""
@@ -70,12 +82,15 @@ class Worker:
         self._memory = SharedMemory()
         self._control: int | None = None
         self._engine: Engine | None = None
+        self._forger: Forger | None = None
         self._commands: dict[str, Callable[..., dict[str, Any]]] = {
             "start": self._start,
             "load_initial": lambda: {"digest": self._running.load_initial()},
             "load_state": self._load_state,
             "save_state": self._save_state,
             "work": self._work,
+            "forge": self._forge,
+            "distort": self._distort,
             "aggregate": self._aggregate,
             "apply": self._apply,
             "digest_blob": self._digest_blob,
@@ -114,7 +129,7 @@ class Worker:
 
     def _start(self, manifest: bytes, device: str, control: int) -> dict[str, Any]:
         self._control = control
-        self._engine = Engine(decode_manifest(manifest), choose_device(device))
+        self._engine, self._forger = Engine(decode_manifest(manifest), choose_device(device)), None
         return {
             "vector_elements": self._engine.elements,
             "state_bytes": self._engine.state.nbytes,
@@ -138,11 +153,45 @@ class Worker:
         if any(not 0 <= start <= stop <= engine.elements for start, stop in ranges):
             raise MisuseError(f"a range is not inside a vector of {engine.elements} elements")
         loss, samples = engine.work(seed, out, self._should_stop)
-        digests = [
+        return {"part_digests": self._part_digests(gradient, ranges), "loss": loss, "samples": samples}
+
+    def _part_digests(self, gradient: int, ranges: list[tuple[int, int]]) -> list[bytes]:
+        return [
             blob_digest(self._memory.view(gradient, start * FLOAT_BYTES, (stop - start) * FLOAT_BYTES))
             for start, stop in ranges
         ]
-        return {"part_digests": digests, "loss": loss, "samples": samples}
+
+    def _forge(
+        self,
+        forgery: dict[str, Any],
+        usual_strength: bool,
+        seed: bytes,
+        ranges: list[tuple[int, int]],
+        void_ranges: list[tuple[int, int]],
+        gradient: int,
+        previous: int | None = None,
+    ) -> dict[str, Any]:
+        # Imported here: only a peer that rehearses an attack needs it.
+        from crowdsurf.peer.compute.forging import Forger
+        from crowdsurf.protocol.sim.compute import Forgery
+
+        elements = self._running.elements
+        if self._forger is None:
+            self._forger = Forger(self._running)
+        out = self._memory.vector(gradient, 0, elements)
+        before = None
+        if previous is not None:
+            before = self._memory.vector(previous, 0, elements).clone()
+            for start, stop in void_ranges:
+                before[start:stop] = 0.0
+        loss, samples = self._forger.forge(Forgery(**forgery), usual_strength, seed, out, before, self._should_stop)
+        return {"part_digests": self._part_digests(gradient, ranges), "loss": loss, "samples": samples}
+
+    def _distort(self, segment: int, offset: int, elements: int, strength: float, salt: bytes) -> dict[str, Any]:
+        from crowdsurf.peer.compute.forging import distort
+
+        distort(self._memory.vector(segment, offset, elements), strength, salt)
+        return self._digest_blob(segment, offset, elements * FLOAT_BYTES)
 
     def _aggregate(
         self,
@@ -153,10 +202,11 @@ class Worker:
         elements: int,
         output: int,
         output_offset: int,
+        seed: bytes,
     ) -> dict[str, Any]:
-        vectors = [self._memory.vector(segment, offset, elements) for offset in rows]
+        vectors = self._memory.vectors(segment, rows, elements)
         out = self._memory.vector(output, output_offset, elements)
-        outcome = aggregate_rows(parse_rule(rule, parameters), vectors, out)
+        outcome = aggregate_rows(parse_rule(rule, parameters), vectors, out, seed)
         return {
             "digest": blob_digest(self._memory.view(output, output_offset, elements * FLOAT_BYTES)),
             "excluded_rows": list(outcome.excluded_rows),
