@@ -299,7 +299,7 @@ class Driver:
         if step is None:
             return None
         head = self._parts.node.chain.head
-        if step > head.step:
+        if step >= head.step:
             # It is ahead of us: with its certificates we shall know what to make of its state.
             await self._request_chain(effects.RequestChain(peer, head.step))
         certificate = self._parts.node.catch_up.certificate(step)

@@ -22,7 +22,7 @@ from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS
 
 RULES = (
     *("mean", "centered_clip", "krum", "multi_krum", "median", "trimmed_mean", "geometric_median", "bulyan", "mda"),
-    *("meamed", "sign_majority", "mixtailor", "nnm+krum", "bucketing+krum"),
+    *("meamed", "sign_majority", "mixtailor", "nnm+trimmed_mean", "bucketing+krum"),
 )
 ATTACKS = ("none", *GRADIENT_ATTACKS)
 
@@ -43,11 +43,11 @@ class Table:
     rules: tuple[str, ...] = RULES
     attacks: tuple[str, ...] = ATTACKS
     seeds: tuple[int, ...] = (0, 1, 2)
-    peers: int = 16
-    byzantine: int = 7
+    peers: int = 12
+    byzantine: int = 5
     """Attackers, or fewer for a rule that is not made for so many; `mean` is made for none and gets them all."""
-    attack_from: int = 10
-    steps: int = 70
+    attack_from: int = 5
+    steps: int = 40
 
 
 @dataclass(frozen=True, slots=True)

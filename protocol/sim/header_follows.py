@@ -24,7 +24,6 @@ from crowdsurf.protocol.messages import (
     Envelope,
     Header,
     Kind,
-    Reveal,
     indexes_of,
 )
 from crowdsurf.protocol.roster import Member, Roster
@@ -53,8 +52,6 @@ class Said:
     """Whoever proposed them."""
     aggregates: set[tuple[bytes, int, bytes, bytes]] = field(default_factory=set)
     """Cut, part, sender and digest."""
-    reveals: set[tuple[bytes, bytes]] = field(default_factory=set)
-    """Sender and nonce."""
 
     def add(self, opened: Opened) -> None:
         """Keep a message if it is of a kind that headers follow from."""
@@ -65,8 +62,6 @@ class Said:
             self.cuts[opened.digest] = payload
         elif isinstance(payload, Aggregate):
             self.aggregates.add((payload.cut, payload.part, opened.sender, payload.digest))
-        elif isinstance(payload, Reveal):
-            self.reveals.add((opened.sender, payload.nonce))
 
     def commits_in(self, cut: Cut, members: tuple[Member, ...]) -> dict[int, Commit]:
         """The commits a cut names, as far as the members they are said to be of signed them, by index."""
@@ -235,14 +230,10 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
             name and (header.cut, part, peers[duties[part]], name) not in said.aggregates
             for part, name in enumerate(header.parts)
         ),
-        "has a nonce that was not revealed or not committed to": len(header.nonces) != len(peers)
+        # Not that a reveal was sent: a proposer may open its own nonce in the header it proposes.
+        "has a nonce that nobody committed to": len(header.nonces) != len(peers)
         or any(
-            nonce
-            and (
-                (peers[index], nonce) not in said.reveals
-                or index not in commits
-                or nonce_digest(nonce) != commits[index].nonce_digest
-            )
+            nonce and (index not in commits or nonce_digest(nonce) != commits[index].nonce_digest)
             for index, nonce in enumerate(header.nonces)
         ),
         "has a beacon of its own": header.beacon != next_beacon(before.beacon, header.nonces),

@@ -295,7 +295,7 @@ class Host:
             if isinstance(effect, effects.PersistSigned | effects.PersistLock | effects.PersistCertificate):
                 self.disk.append(effect)
                 must_be_durable |= not isinstance(effect, effects.PersistCertificate)
-                if isinstance(effect, effects.PersistLock):
+                if isinstance(effect, effects.PersistLock) and self._holds_all(effect.header.parts):
                     self.disk.save_update(effect.header.step, effect.header.parts)
                     self.disk.grounds = effect.grounds
             elif isinstance(effect, effects.ApplyUpdate):
@@ -345,6 +345,9 @@ class Host:
     def holds(self, digest: bytes) -> bool:
         """Whether it can serve these bytes, from memory or from disk."""
         return any(digest in blobs for blobs in self._blobs.values()) or self.disk.has_part(digest)
+
+    def _holds_all(self, parts: tuple[bytes, ...]) -> bool:
+        return all(self.holds(part) for part in parts if part)
 
     def hold(self, digest: bytes) -> None:
         """Keep bytes in memory, with the step they came in."""
@@ -452,7 +455,7 @@ class Host:
         """A whole state came in. As in the driver, one that no certificate here vouches for is not loaded."""
         if not self.alive or token != self._asking_state:
             return
-        if step > self.step:
+        if step >= self.step:
             # It is ahead of us: with its certificates we shall know what to make of its state.
             self._request_chain(effects.RequestChain(source, self.step))
         certificate = self.node.catch_up.certificate(step)
@@ -507,9 +510,13 @@ class Host:
         self.give(events.PartAggregated(effect.step, effect.cut, effect.part, digest, included))
 
     def _apply(self, effect: effects.ApplyUpdate) -> None:
-        if effect.step == self.state_step:
-            self.disk.save_update(effect.step, effect.parts)
-            self._worker_later(APPLY_SECONDS, self._applied, effect)
+        if effect.step != self.state_step:
+            return
+        if not self._holds_all(effect.parts):
+            self.lose_worker()  # as the live peer: back to a state on disk, and the rules fetch anew
+            return
+        self.disk.save_update(effect.step, effect.parts)
+        self._worker_later(APPLY_SECONDS, self._applied, effect)
 
     def _applied(self, effect: effects.ApplyUpdate) -> None:
         state = self.world.compute.apply(self.state, effect.parts)

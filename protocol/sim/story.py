@@ -7,8 +7,6 @@ the few lines a reader needs besides (who was started again, what a cut lists, w
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import json
 import re
 from collections import Counter
@@ -19,10 +17,10 @@ from typing import Any
 from crowdsurf.protocol import effects, events, limits, wire
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import Refusal
-from crowdsurf.protocol.messages import Cut, Envelope, Kind
+from crowdsurf.protocol.messages import Cut, Kind
 from crowdsurf.protocol.sim.checkers import Violation
 from crowdsurf.protocol.sim.host import Host
-from crowdsurf.protocol.sim.trace import TraceWriter, _plain
+from crowdsurf.protocol.sim.trace import TraceWriter
 
 Line = dict[str, Any]
 
@@ -53,11 +51,6 @@ class StoryWriter(TraceWriter):
         if effect.envelope.kind == Kind.PROPOSAL:
             self._note(host, "cut", view=effect.envelope.view, members=_listed(host, effect.envelope.payload))
 
-    def _line(self, host: Host, what: str, value: Any) -> None:
-        plain = {field.name: _writable(host, getattr(value, field.name)) for field in dataclasses.fields(value)}
-        head = {"t": round(host.world.timeline.now, 6), "host": host.number, "step": host.step}
-        self._write(json.dumps(head | {what: type(value).__name__} | plain, separators=(",", ":")) + "\n")
-
     def finish(self, violations: Iterable[Violation]) -> None:
         """Write the promises that were broken."""
         for broken in violations:
@@ -67,16 +60,6 @@ class StoryWriter(TraceWriter):
     def _note(self, host: Host, what: str, **fields: object) -> None:
         head = {"t": round(host.world.timeline.now, 6), "host": host.number, "step": host.step, "note": what}
         self._write(json.dumps(head | fields, separators=(",", ":")) + "\n")
-
-
-def _writable(host: Host, value: Any) -> Any:
-    """Something JSON can hold, whatever an attacker put into a message."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Envelope) and value.kind not in _KINDS:
-        sender = _plain(host, value.sender)
-        return {"kind": f"kind {value.kind}", "step": value.step, "view": value.view, "sender": sender}
-    return _plain(host, value)
 
 
 def _listed(host: Host, payload: bytes) -> list[int]:

@@ -7,6 +7,7 @@ change to the rules that should change nothing can be shown to change nothing.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 import struct
@@ -43,6 +44,7 @@ _EVENT_CODES = {
         )
     )
 }
+_KINDS = frozenset(int(kind) for kind in Kind)
 _ENTRY = struct.Struct("<dHH")
 _AT_ONCE_BYTES = 1 << 16
 """Entries are digested together: an update of a hash costs as much as 300 bytes of it."""
@@ -110,7 +112,10 @@ class TraceWriter(Observer):
 
 
 def _plain(host: Host, value: Any) -> Any:
-    """Something JSON can hold: peers by number, messages by kind and slot, digests by their first bytes."""
+    """Something JSON can hold, whatever an attacker put into a message: peers by number, messages by kind and slot,
+    digests by their first bytes."""
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, bytes):
         known = host.world.hosts.get(value)  # type: ignore[call-overload]
         return known.number if known is not None else value[:6].hex()
@@ -118,7 +123,8 @@ def _plain(host: Host, value: Any) -> Any:
         return [_plain(host, item) for item in value]
     if hasattr(value, "payload"):
         sender = _plain(host, value.sender)
-        return {"kind": Kind(value.kind).name.lower(), "step": value.step, "view": value.view, "sender": sender}
+        kind = Kind(value.kind).name.lower() if value.kind in _KINDS else f"kind {value.kind}"
+        return {"kind": kind, "step": value.step, "view": value.view, "sender": sender}
     if hasattr(value, "header"):
         return {"certificate": value.header.step, "votes": len(value.votes)}
     if hasattr(value, "next_roster"):

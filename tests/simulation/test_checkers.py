@@ -466,7 +466,7 @@ def test_a_false_header_does_not_follow(history: tuple[Simulation, Recorder], te
     assert any(text in said for said in follow(history, FALSE_HEADERS[text]))
 
 
-@pytest.mark.parametrize("wrong", [Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.PROPOSAL])
+@pytest.mark.parametrize("wrong", [Kind.COMMIT, Kind.AGGREGATE, Kind.PROPOSAL])
 def test_a_header_does_not_follow_from_what_nobody_signed(history: tuple[Simulation, Recorder], wrong: Kind) -> None:
     """The history without the messages of one kind that one peer signed in step 1."""
     checker = header_follows.HeaderFollows()
