@@ -48,6 +48,11 @@ class Ballot:
         """Whether any member has asked for a later view."""
         return bool(self._requests)
 
+    @property
+    def somebody_voted(self) -> bool:
+        """Whether there is any vote, for whatever header."""
+        return bool(self._votes)
+
     def requests_for(self, view: int) -> int:
         """Members that asked for this view or a later one."""
         return sum(len(by) for asked, by in self._requests.items() if asked >= view)

@@ -148,7 +148,10 @@ class Node:
     def _dispatch(self, event: Event, now: float) -> None:
         machine = self.machine
         if isinstance(event, events.EnvelopeReceived):
-            self._guard(event.source, lambda: self._on_envelope(event.source, event.envelope, now))
+            try:
+                self._on_envelope(event.source, event.envelope, now)
+            except Refusal as refusal:
+                self._refuse(event.source, refusal)
         elif isinstance(event, events.CertificateReceived):
             self._guard(event.source, lambda: self._on_certificates(event.source, (event.certificate,), now))
         elif isinstance(event, events.ChainReceived):

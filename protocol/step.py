@@ -362,8 +362,10 @@ class StepMachine:
                 self.effects.append(FetchBlob((item.peer,), item.digest))
         if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
             self._propose_outcome()
-        self._consider_outcome(now)
-        self._certify(now)
+        if self.ballot.voted_view < self.ballot.view:
+            self._consider_outcome(now)
+        if self.ballot.somebody_voted:
+            self._certify(now)
 
     def _propose_cut(self) -> None:
         view = self.ballot.view
@@ -397,8 +399,6 @@ class StepMachine:
     def _consider_outcome(self, now: float) -> None:
         """Vote for the view's outcome once it is complete and correct and nothing forbids it."""
         view = self.ballot.view
-        if self.ballot.voted_view >= view:
-            return
         opened = self.transcript.outcome(self.proposer(view), view)
         if opened is None or not isinstance(opened.payload, Header):
             return

@@ -11,6 +11,7 @@ pre-step (`PreStep`) works in front of it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -201,4 +202,4 @@ def aggregate_rows(
 def is_finite(vector: torch.Tensor) -> bool:
     """Whether every element is finite, in one pass and without a temporary (minimum and maximum propagate NaN)."""
     low, high = torch.aminmax(vector)
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+    return math.isfinite(low) and math.isfinite(high)
