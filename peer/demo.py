@@ -93,8 +93,9 @@ class View:
 
     @property
     def leader(self) -> dict[str, Any]:
-        """The status that is furthest."""
-        return max((peer.status for peer in self.peers), key=lambda status: status.get("step") or 0)
+        """The status that is furthest, among those of honest peers."""
+        honest = (peer.status for peer in self.peers if not peer.byzantine)
+        return max(honest, key=lambda status: status.get("step") or 0)
 
 
 class Actor(ABC):

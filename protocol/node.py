@@ -390,6 +390,8 @@ class Node:
         """Whatever is due now that nothing else asks for: apply, begin, announce, ask for the chain."""
         if self._ahead or self._chain_asked_until is not None:
             self._ask_for_chain(now)
+        if self.machine is not None and not self._leaving:
+            return  # a step is under way, and all there is to do is in it
         self._apply(self._step)
         if self._leaving and self._is_out() and self.catch_up.step in (None, self._step):
             self._finish("this peer has left the roster")

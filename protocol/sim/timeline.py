@@ -32,7 +32,8 @@ class Timeline:
 
     def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
         """Do something `seconds` from now."""
-        self.at(self.now + seconds, action, *arguments)
+        self._order += 1
+        heapq.heappush(self._entries, (self.now + max(seconds, 0.0), self._order, action, arguments))
 
     def run(self, until: Callable[[], bool], seconds_max: float) -> bool:
         """Let time pass until `until()` holds (asked after every entry) or `seconds_max` virtual seconds have passed

@@ -169,6 +169,24 @@ async def test_nothing_is_sent_before_what_was_signed_is_on_disk(setup: Setup, r
     assert setup.story[-4:] == ["sync", "synced", "send ENVELOPE", "push"]
 
 
+@pytest.mark.parametrize("held_up", [0, driver_module.HELD_UP_MAX])
+async def test_what_a_liar_holds_up_is_bounded(setup: Setup, held_up: int) -> None:
+    """One more than the bound is carried out at once, where nobody would see it for an hour."""
+    setup.on_leave(effects.SendWant(OTHER, (NAME,)))
+    wanted = effects.SendEnvelope((OTHER,), vote(0))
+
+    def handle(event: events.Event, now: float) -> list[effects.Effect]:
+        for _ in range(held_up):
+            setup.driver.carry_out_later(3600.0, wanted)
+        setup.driver.carry_out_later(3600.0 if held_up else 0.0, wanted)
+        return setup.node.handle(event, now)
+
+    setup.driver.liar = SimpleNamespace(handle=handle)  # type: ignore[assignment]
+    setup.run()
+    await until(lambda: len(setup.story) == 2 or setup.done())
+    assert sorted(setup.story) == ["send ENVELOPE", "send WANT"]
+
+
 async def test_a_full_disk_ends_the_driver_and_nothing_is_sent(setup: Setup) -> None:
     setup.journal.error = WorldError("the disk is full: free some space")
     setup.on_leave(effects.PersistSigned(vote(0)), effects.SendEnvelope((OTHER,), vote(0)))

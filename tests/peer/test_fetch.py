@@ -154,6 +154,16 @@ async def test_a_rotten_blob_on_disk_is_not_served(server: Server, fetcher: Fetc
     assert not await fetcher.blob(OTHER, NAME, blobs)
 
 
+async def test_a_peer_that_withholds_says_that_it_has_no_bytes(
+    server: Server, fetcher: Fetcher, blobs: BlobStore
+) -> None:
+    server.blobs.gradient(0, 1).view[:] = DATA
+    server.blobs.add_own_parts(0, (NAME,))
+    server.server.serves_blobs = lambda: False
+    assert not await fetcher.blob(OTHER, NAME, blobs)
+    assert await fetcher.manifest(OTHER, run_id_of(MANIFEST)) == MANIFEST
+
+
 async def test_a_state_in_chunks_or_none(server: Server, fetcher: Fetcher) -> None:
     into = bytearray(len(STATE))
     assert await fetcher.state(OTHER, memoryview(into)) is None

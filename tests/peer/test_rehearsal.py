@@ -139,7 +139,13 @@ steps: 4
 def options(folder: Path, **changes: Any) -> DemoOptions:
     config = folder / "quick.yaml"
     config.write_text(QUICK_CONFIG, encoding="utf-8")
-    values = {"folder": folder, "peers": PEERS, "byzantine": LIARS, "steps": STEPS, "transport": "memory"}
+    values: dict[str, Any] = {
+        "folder": folder,
+        "peers": PEERS,
+        "byzantine": LIARS,
+        "steps": STEPS,
+        "transport": "memory",
+    }
     return DemoOptions(**values | {"task": str(config), "attack": "sign_flip"} | changes)
 
 
