@@ -298,12 +298,11 @@ class Driver:
             return None
         if step is None:
             return None
-        head = self._parts.node.chain.head
-        if step >= head.step:
-            # It is ahead of us: with its certificates we shall know what to make of its state.
-            await self._request_chain(effects.RequestChain(peer, head.step))
-        certificate = self._parts.node.catch_up.certificate(step)
+        head, certificate = self._parts.node.chain.head, self._parts.node.catch_up.certificate(step)
         if certificate is None:
+            if step >= head.step:
+                # It is ahead of us: with its certificates we shall know what to make of its state, next time.
+                await self._request_chain(effects.RequestChain(peer, head.step))
             return None
         if certificate.header.state != await asyncio.to_thread(digest, "state", view):
             self.refuse(peer, Refusal(Code.WRONG_DIGEST, "the state it served is not the certified one"))

@@ -17,10 +17,10 @@ from typing import Generic, TypeVar
 import torch
 
 from crowdsurf.peer.compute.attacks import find_attack
-from crowdsurf.peer.compute.attacks.alone import random_unit
-from crowdsurf.peer.compute.attacks.base import FLOAT32_MAX, GradientAttack, View
+from crowdsurf.peer.compute.attacks.base import GradientAttack, View
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import NoUsableRows
+from crowdsurf.peer.compute.forging import distort
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.peer.compute.seeds import seeded_generator
@@ -150,10 +150,9 @@ class SharedCompute:
 
     def distort(self, aggregate: Digest, strength: float, salt: Digest) -> Digest:
         """See `Compute.distort`: a random direction drawn from the salt; from a zero aggregate, `strength` away."""
-        true = self.vector(aggregate).double()
-        step = strength * (float(true.norm()) or 1.0)
-        wrong = true + step * random_unit(len(true), seeded_generator(salt, "distort"))
-        return self._put(wrong.clamp(-FLOAT32_MAX, FLOAT32_MAX).float())
+        wrong = self.vector(aggregate).clone()
+        distort(wrong, strength, salt)
+        return self._put(wrong)
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:
         """See `Compute.apply`. Raises MisuseError for a forgotten state or part."""

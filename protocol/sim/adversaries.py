@@ -328,3 +328,8 @@ ATTACKS: dict[str, type[Adversary]] = {
     "slow": Slow,
 }
 """Every attack by its name on the command line."""
+
+
+def has_effect(name: str) -> bool:
+    """Whether peers that play this attack do anything yet."""
+    return not issubclass(ATTACKS[name], NotYet)

@@ -36,7 +36,7 @@ class Forgery:
     attack: str
     """A name of `GRADIENT_ATTACKS`."""
     strength: float
-    """Scales the attack; 1 is the usual form in the literature."""
+    """Scales the attack; what it means is the attack's to say (`peer/compute/attacks/`)."""
     state: Digest
     """The state before the step (for delayed_gradient: the one of some steps ago)."""
     seed: Digest

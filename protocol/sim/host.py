@@ -455,10 +455,10 @@ class Host:
         """A whole state came in. As in the driver, one that no certificate here vouches for is not loaded."""
         if not self.alive or token != self._asking_state:
             return
-        if step >= self.step:
-            # It is ahead of us: with its certificates we shall know what to make of its state.
-            self._request_chain(effects.RequestChain(source, self.step))
         certificate = self.node.catch_up.certificate(step)
+        if certificate is None and step >= self.step:
+            # It is ahead of us: with its certificates we shall know what to make of its state, next time.
+            self._request_chain(effects.RequestChain(source, self.step))
         if certificate is not None and certificate.header.state == digest:
             self._asking_state += 1
             self.disk.save_state(step, digest)

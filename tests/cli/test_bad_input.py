@@ -23,6 +23,8 @@ from crowdsurf.protocol.manifest import Manifest, run_id_of
 from tests.cli.conftest import Call
 from tests.cli.small_run import SmallRun
 
+pytestmark = pytest.mark.slow
+
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 
 

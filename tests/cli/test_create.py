@@ -22,6 +22,8 @@ from crowdsurf.protocol.manifest import run_id_of
 from tests.cli.conftest import Call
 from tests.cli.small_run import write_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_created_fits_together(call: Call, tmp_path: Path) -> None:
     guest = peer_text(PeerKey.generate().peer_id)

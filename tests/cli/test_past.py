@@ -11,6 +11,8 @@ from safetensors import safe_open
 from tests.cli.conftest import Call
 from tests.cli.small_run import STEPS, SmallRun
 
+pytestmark = pytest.mark.slow
+
 
 def test_verify_accepts_a_run_folder_a_home_and_a_folder_of_homes(trained: SmallRun, call: Call) -> None:
     for path, journals in ((trained.folder(), 1), (trained.homes[1], 1), (trained.root, 2)):

@@ -25,9 +25,6 @@ def create(tmp_path: Path, steps: int = 0) -> tuple[Path, dict[str, Any]]:
     return home, answer
 
 
-@pytest.mark.xfail(
-    strict=False, reason="known fault: of two members, one that leaves is sometimes not let go within its eight seconds"
-)
 @pytest.mark.timeout(300)
 def test_a_second_peer_joins_a_running_swarm_and_both_leave_in_order(tmp_path: Path) -> None:
     home, created = create(tmp_path)

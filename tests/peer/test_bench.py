@@ -18,6 +18,8 @@ from crowdsurf.peer.keys import PeerKey
 from crowdsurf.peer.transport.memory import MemoryNetwork
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError, WorldError
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"elements": 2000, "steps": 2, "repeats": 2}
 
 

@@ -17,7 +17,7 @@ from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.recovery import RecordType
 from tests.peer.shell import FakeCompute, soon
 
-pytestmark = pytest.mark.usefixtures("tidy")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tidy")]
 
 
 @pytest.fixture(autouse=True)

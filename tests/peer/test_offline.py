@@ -21,6 +21,8 @@ from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.recovery import RecordType, certificates_of
 from tests.cli.small_run import STEPS, SmallRun, make_small_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:

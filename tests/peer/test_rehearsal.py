@@ -25,6 +25,8 @@ from crowdsurf.protocol.recovery import certificates_of
 from crowdsurf.protocol.sim.compute import Forgery
 from tests.peer.shell import FakeCompute, key_of, soon
 
+pytestmark = pytest.mark.slow
+
 A, B = key_of(0).peer_id, key_of(1).peer_id
 PEERS, LIARS, STEPS = 5, 2, 4
 

@@ -114,7 +114,7 @@ def test_options_reach_plan_and_manifest() -> None:
 
 def test_the_presets_rule_keeps_its_parameters() -> None:
     _, manifest = make_plan(SimulateOptions(peers=16, byzantine=7, attack="zero", rule="centered_clip"), {})
-    assert manifest.rule.parameters["tau"] == 1.0
+    assert manifest.rule.parameters["tau"] == 0.1
     assert manifest.rule.parameters["byzantine_share"] == 7 / 16
 
 

@@ -110,6 +110,7 @@ def test_a_power_cut_of_all_peers_anywhere_loses_nothing(peers: int) -> None:
         assert_agreed(swarm, 3)
 
 
+@pytest.mark.slow
 def test_a_power_cut_after_which_one_of_four_never_comes_back() -> None:
     """What it said in the step is needed to judge the header that some have voted for."""
     for count in range(90):

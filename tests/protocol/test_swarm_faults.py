@@ -38,6 +38,7 @@ def test_four_peers_without_faults_end_alike_and_void_nothing() -> None:
     assert all(story.void_parts == 0 and story.view == 0 and len(story.contributors) == 4 for story in stories)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noticed", [True, False])
 @pytest.mark.parametrize("victim", range(4))
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 28, 31, 35])

@@ -24,6 +24,8 @@ from crowdsurf.protocol.errors import Code, MisuseError, Refusal, WorldError
 from crowdsurf.protocol.ids import blob_digest
 from crowdsurf.protocol.manifest import Manifest, TaskSection, WorkSection
 
+pytestmark = pytest.mark.slow
+
 MakeManifest = Callable[..., Manifest]
 SEED = bytes(range(32))
 ENDLESS = WorkSection(micro_batches=2**40, micro_batch_samples=1)

@@ -20,6 +20,8 @@ from crowdsurf.peer.compute.rules.networks import nearest_mean
 from tests.peer.compute.rules import definitions
 from tests.peer.compute.rules.strategies import Rows, aggregate, rows_of, share, wide
 
+pytestmark = pytest.mark.slow
+
 Definition = Callable[[definitions.Array, int], definitions.Array]
 COMFORTABLE = 1e-4
 """Relative gap beyond which float32 products cannot change a choice."""
