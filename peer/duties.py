@@ -20,10 +20,9 @@ from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.links import Post
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.ids import digest as digest_of
 from crowdsurf.protocol.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -36,14 +35,6 @@ DEATHS_MAX = 5
 """A worker that dies this often without finishing anything in between will not be started again."""
 
 log = logging.getLogger(__name__)
-
-
-def aggregation_seed(cut: Digest, part: int) -> bytes:
-    """All the chance a rule may use for one part: 32 bytes from public data, so anybody can repeat the aggregation.
-
-    It is no secret: who commits last, or proposes the cut, can compute it before deciding and try until it suits.
-    """
-    return digest_of("aggregation seed", cut + part.to_bytes(4, "big"))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import functools
 import itertools
 
 from crowdsurf.protocol import beacon
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, digest
 from crowdsurf.protocol.roster import Roster
 
 ELEMENT_BYTES = 4
@@ -52,3 +52,11 @@ def aggregators(previous_beacon: bytes, contributors: tuple[int, ...], parts: in
     """
     order = beacon.shuffle(previous_beacon, "aggregators", len(contributors))
     return tuple(contributors[order[part % len(order)]] for part in range(parts))
+
+
+def aggregation_seed(cut: bytes, part: int) -> Digest:
+    """All the chance a rule may use for one part: 32 bytes from public data, so anybody can repeat the aggregation.
+
+    It is no secret: who commits last, or proposes the cut, can compute it before deciding and try until it suits.
+    """
+    return digest("aggregation seed", cut + part.to_bytes(4, "big"))

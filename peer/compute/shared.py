@@ -9,7 +9,6 @@ have not been used for long, states when newer ones came, and who asks for them 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Generic, TypeVar
@@ -24,8 +23,9 @@ from crowdsurf.peer.compute.forging import distort
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.peer.compute.seeds import seeded_generator
+from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError
-from crowdsurf.protocol.ids import Digest, blob_digest, digest, digest_text
+from crowdsurf.protocol.ids import Digest, blob_digest, digest_text
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.sim.compute import Forgery, Work
 
@@ -249,13 +249,3 @@ class SharedCompute:
         self._states.move_to_end(state)
         while len(self._states) > self._keep_states:
             self._states.popitem(last=False)
-
-
-def part_ranges(elements: int, parts: int) -> list[tuple[int, int]]:
-    """Where the parts of a vector lie, as in `protocol.assignment` (SPEC R-4.2), which the worker does not import."""
-    return list(itertools.pairwise(part * elements // parts for part in range(parts + 1)))
-
-
-def aggregation_seed(cut: Digest, part: int) -> bytes:
-    """The chance of a rule, as in `peer.duties`, which commands the worker and knows cuts."""
-    return digest("aggregation seed", cut + part.to_bytes(4, "big"))

@@ -13,10 +13,10 @@ from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import AggregateResult
 from crowdsurf.peer.compute.errors import NoUsableRows, WorkFailed
 from crowdsurf.peer.compute.segments import SegmentPool
-from crowdsurf.peer.duties import CHECKPOINT_STEPS, DEATHS_MAX, Duties, aggregation_seed
+from crowdsurf.peer.duties import CHECKPOINT_STEPS, DEATHS_MAX, Duties
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.assignment import part_ranges
+from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, digest
 from tests.peer.shell import ELEMENTS, STATE_BYTES, FakeCompute, Inbox, key_of, manifest_of, soon, until

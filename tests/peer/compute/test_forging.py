@@ -14,7 +14,8 @@ from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import WorkCancelled
 from crowdsurf.peer.compute.forging import Forger, distort
 from crowdsurf.peer.compute.segments import SegmentPool
-from crowdsurf.peer.compute.shared import SharedCompute, part_ranges
+from crowdsurf.peer.compute.shared import SharedCompute
+from crowdsurf.protocol.assignment import part_ranges
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, blob_digest, digest
 from crowdsurf.protocol.manifest import Manifest, WorkSection

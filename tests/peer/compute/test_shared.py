@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from crowdsurf.peer import duties
-from crowdsurf.peer.compute import shared
 from crowdsurf.peer.compute.attacks import ATTACKS, DEFAULT_STRENGTH
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import WorkFailed
@@ -61,16 +59,6 @@ def test_it_is_a_compute(manifest: Manifest) -> None:
     assert compute.elements == Engine(manifest, CPU).elements
 
 
-@pytest.mark.parametrize(("elements", "parts"), [(1, 1), (10, 3), (3, 10), (8970, 16)])
-def test_parts_lie_where_the_rules_say(elements: int, parts: int) -> None:
-    assert shared.part_ranges(elements, parts) == assignment.part_ranges(elements, parts)
-
-
-@pytest.mark.parametrize("part", [0, 1, 255])
-def test_the_chance_of_a_rule_is_that_of_the_live_path(part: int) -> None:
-    assert shared.aggregation_seed(SALT, part) == duties.aggregation_seed(SALT, part)
-
-
 def live_states(manifest: Manifest, swarm: PlainSwarm, steps: int) -> list[Digest]:
     """State digests of the same swarm by what the live worker does for each command, one engine per member."""
     engines = [Engine(manifest, CPU) for _ in range(swarm.members)]
@@ -85,7 +73,7 @@ def live_states(manifest: Manifest, swarm: PlainSwarm, steps: int) -> list[Diges
         averaged = torch.empty(elements)
         for part, (start, stop) in enumerate(ranges):
             matrix = torch.stack([gradient[start:stop] for gradient in gradients])  # as the daemon's memory lies
-            chance = duties.aggregation_seed(swarm.cut(step), part)
+            chance = assignment.aggregation_seed(swarm.cut(step), part)
             aggregate_rows(rule, list(matrix), averaged[start:stop], chance)
         states += {engine.apply(averaged, (), ranges) for engine in engines}
     return states
