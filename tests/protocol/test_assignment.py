@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol.assignment import (
     ELEMENT_BYTES,
+    aggregation_seed,
     aggregators,
     part_bytes,
     part_ranges,
@@ -62,3 +63,9 @@ def test_everyone_gets_a_seed_of_its_own_in_every_step() -> None:
     step = CompleteStep()
     seeds = {work_seed(name("beacon", draw), peer) for draw in range(3) for peer in step.peers}
     assert len(seeds) == 12
+
+
+def test_the_chance_of_a_rule_belongs_to_one_part_of_one_cut() -> None:
+    seeds = {aggregation_seed(bytes([cut]) * 32, part) for cut in range(3) for part in (0, 1, 255, 256)}
+    assert len(seeds) == 12
+    assert all(len(seed) == 32 for seed in seeds)
