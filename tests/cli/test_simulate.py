@@ -24,6 +24,8 @@ from crowdsurf.protocol.sim.host import Host
 from tests.cli.conftest import Call
 from tests.cli.processes import PROGRAM
 
+pytestmark = pytest.mark.slow
+
 Done = Callable[[Job, Job], None]
 SIMULATION_SECONDS_MAX = 500.0
 """Only one that hangs takes so long, on a busy machine."""

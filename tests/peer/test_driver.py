@@ -470,6 +470,13 @@ async def test_a_state_must_be_the_certified_one(setup: Setup) -> None:
         loaded.append((step, bytes(segment.view[:STATE_BYTES])))
         return Digest(bytes(32))
 
+    async def chain(peer: PeerId, first_step: int) -> tuple[Certificate, ...]:
+        asked.append((peer, first_step))
+        return ()
+
+    asked: list[tuple[PeerId, int]] = []
+    setup.fetcher.chain = chain
+    setup.node.chain.head.step = 20
     certified = SimpleNamespace(header=SimpleNamespace(state=digest("state", good)))
     setup.node.catch_up.certificate = lambda step: certified if step == 10 else None
     setup.fetcher.state, setup.duties.load_fetched = state, load_fetched
@@ -477,6 +484,7 @@ async def test_a_state_must_be_the_certified_one(setup: Setup) -> None:
     setup.run()
     assert await setup.heard(events.StateReady) == events.StateReady(10, Digest(bytes(32)), key_of(3).peer_id)
     assert loaded == [(10, good)]
+    assert asked == [(THIRD, 20)]  # only a certificate says what to make of a state from just before our own step
     assert setup.metrics.refused == {"wrong_digest": 1}
 
 
