@@ -18,7 +18,7 @@ from tests.peer.compute.rules import definitions
 from tests.peer.compute.rules.strategies import Rows, aggregate, make_rows, share, wide
 
 byzfl: Any = load_byzfl()
-pytestmark = pytest.mark.skipif(byzfl is None, reason="byzfl is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(byzfl is None, reason="byzfl is not installed")]
 
 SHAPES = [(16, 4, 3000), (16, 7, 500), (9, 2, 1), (5, 1, 40), (11, 0, 64)]
 EXACT = {"median": "Median", "trimmed_mean": "TrMean", "meamed": "Meamed"}

@@ -36,6 +36,7 @@ def test_no_payload_makes_a_result_that_is_not_finite(name: str, payload: str, l
     assert result.excluded_rows == (tuple(range(liars)) if bad else ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @settings(deadline=None, max_examples=40)
 @given(rows_of())
