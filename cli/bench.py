@@ -63,7 +63,9 @@ def bench(
         figures, show = uvloop.run(bench_step(plan, tell=console.print)), print_step
     elif name is Name.SIMULATE:
         from crowdsurf.peer.bench_simulate import SIZES, SimulateBench, bench_simulate
+        from crowdsurf.peer.garbage import collect_rarely
 
+        collect_rarely()
         sizes = SIZES if peers is None else (peers,)
         figures, show = bench_simulate(SimulateBench(repeats, sizes), console.print), print_simulate
     else:

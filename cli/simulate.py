@@ -13,6 +13,7 @@ import typer
 
 from crowdsurf.cli.output import JsonOption, answer, people
 from crowdsurf.cli.simulate_view import Progress, about, failures, summary
+from crowdsurf.peer.garbage import collect_rarely
 from crowdsurf.peer.simulate import simulate as rehearse
 from crowdsurf.peer.simulate import simulate_many
 from crowdsurf.peer.simulate_options import SimulateOptions, check_options, warning
@@ -79,6 +80,7 @@ def simulate(
 
 
 def _rehearse(options: SimulateOptions, tell: Any, trace: Path | None) -> dict[str, Any]:
+    collect_rarely()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         if trace is None:

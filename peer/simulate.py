@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from crowdsurf.peer.clock import monotonic_seconds
+from crowdsurf.peer.garbage import collect_rarely
 from crowdsurf.peer.simulate_options import SimulateOptions, check_options, command, make_plan
 from crowdsurf.peer.workers import Job, run_jobs, serve
 from crowdsurf.protocol import effects
@@ -258,4 +259,5 @@ def answer_job(job: Job) -> Job:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     serve(answer_job)
