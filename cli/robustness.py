@@ -26,7 +26,9 @@ def robustness(
     attacks: Attacks = None,
     seeds: Annotated[str, typer.Option(help="FROM:TO, without TO.")] = "0:3",
     peers: Annotated[int, typer.Option(min=3, max=64, help="Peers of every swarm.")] = DEFAULT.peers,
-    byzantine: Annotated[int, typer.Option(min=1, help="Attackers, where a rule is made for so many.")] = 7,
+    byzantine: Annotated[
+        int, typer.Option(min=1, help="Attackers, where a rule is made for so many.")
+    ] = DEFAULT.byzantine,
     attack_from: Annotated[int, typer.Option(min=0, help="First step of the attack.")] = DEFAULT.attack_from,
     steps: Annotated[int, typer.Option(min=1, help="Certified steps.")] = DEFAULT.steps,
     processes: Processes = None,

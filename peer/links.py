@@ -25,10 +25,14 @@ from crowdsurf.protocol.ids import Digest, PeerId
 
 QUEUED_FRAMES_MAX = 2048
 """Messages waiting for one peer; a step needs about seven per peer, so this is a peer that hangs."""
+RETIRING_MAX = 64
+"""Links that may live on for a moment: members that left, not every stranger that was answered."""
 QUEUED_BYTES_MAX = 4 * 1024 * 1024
 """Their bytes: a large group's certificates have 50 KiB each, and many peers may hang at once."""
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0
 """Pause before a broken link is tried again; it doubles."""
+RETIRE_SECONDS = 1.0
+"""How long the link of a peer that is no contact any more may still send, and then still stands."""
 OPEN_SECONDS, SEND_SECONDS, HELLO_SECONDS = 10.0, 30.0, 10.0
 
 Post = Callable[[events.Event], Awaitable[None]]
@@ -145,6 +149,7 @@ class Links:
         self._refuse = refuse
         self._links: dict[PeerId, Link] = {}
         self._inbound: Counter[PeerId] = Counter()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Accept control streams."""
@@ -153,10 +158,24 @@ class Links:
     async def keep(self, peers: Sequence[PeerId]) -> None:
         """Have links to exactly these peers."""
         for peer in [peer for peer in self._links if peer not in set(peers)]:
-            await self._links.pop(peer).close()
+            link = self._links.pop(peer)
+            if len(self._retiring) >= RETIRING_MAX:
+                await link.close()
+                continue
+            retiring = asyncio.create_task(self._retire(link))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
         for peer in peers:
             if peer not in self._links:
                 self._links[peer] = Link(peer, self)
+
+    async def _retire(self, link: Link) -> None:
+        """End a link once what was queued is out: above all the certificate that tells a peer that it has left."""
+        try:
+            await link.flush(RETIRE_SECONDS)
+            await asyncio.sleep(RETIRE_SECONDS)  # on its way: the end of a stream may overtake what was sent on it
+        finally:
+            await link.close()
 
     def send(self, peer: PeerId, kind: FrameKind, payload: bytes) -> None:
         """Queue a frame for a peer; a peer without a link gets one for the answer."""
@@ -178,6 +197,9 @@ class Links:
 
     async def close(self) -> None:
         """End all links."""
+        for retiring in self._retiring:
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
 

@@ -273,6 +273,8 @@ class Node:
         if isinstance(opened.payload, Join):
             self.membership.on_join(opened.sender, opened.envelope.step, head)
         elif isinstance(opened.payload, Leave):
+            if self.membership.departed(opened.sender):
+                self._help(opened.sender, opened.envelope.step)  # it has not heard that it is out
             self.membership.on_leave(opened.sender, opened.envelope.step, head)
         self._effects.append(RosterChanged(self.contacts()))
         if self.machine is not None:
@@ -346,7 +348,9 @@ class Node:
         self.catch_up.remember(certificate)
         self._effects.append(PersistCertificate(certificate))
         voters = {head.roster.peers[index] for index, _, _ in certificate.votes}
-        lagging = tuple(peer for peer in self.contacts() if peer not in voters)
+        left = tuple(PeerId(peer) for peer in certificate.header.left if peer != self.me)
+        # Who leaves is no contact any more, and needs nothing but this to go.
+        lagging = tuple(peer for peer in self.contacts() if peer not in voters) + left
         if lagging:
             self._effects.append(SendCertificates(lagging, (certificate,)))
         self._effects.append(self._story(certificate, head.roster.peers, view))

@@ -19,7 +19,7 @@ from crowdsurf.protocol.manifest import Manifest, run_id_of
 CONFIG = """
 name: small
 task: {name: digits, parameters: {model: mlp, hidden: 8}}
-work: {micro_batch_samples: 8}
+work: {micro_batches: BATCHES, micro_batch_samples: 8}
 optimizer: {name: sgd, learning_rate: 0.05}
 steps: STEPS
 """
@@ -50,10 +50,11 @@ class SmallRun:
         return encode_invite(run_id_of(self.manifest), (address,), key.peer_id, key.sign)
 
 
-def write_config(folder: Path, steps: int = STEPS) -> Path:
+def write_config(folder: Path, steps: int = STEPS, micro_batches: int = 1) -> Path:
     """The small config as a file."""
     path = folder / "small.yaml"
-    path.write_text(CONFIG.replace("STEPS", str(steps)), encoding="utf-8")
+    text = CONFIG.replace("STEPS", str(steps)).replace("BATCHES", str(micro_batches))
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -289,6 +289,23 @@ async def test_links_are_kept_to_contacts_only(network: MemoryNetwork, me: Side)
     await them.close()
 
 
+async def test_who_is_no_contact_any_more_still_gets_what_was_queued(network: MemoryNetwork, me: Side) -> None:
+    """A peer that has left waits for one thing: the certificate that says so."""
+    them = Side(network, OTHER.peer_id)
+    await them.links.start()
+    await me.links.keep([OTHER.peer_id])
+    assert await me.inbox.event() == events.PeerSeen(OTHER.peer_id)
+    for step in range(50):
+        me.links.send(OTHER.peer_id, FrameKind.ENVELOPE, vote(step))
+    await me.links.keep([])
+    assert not me.links._links
+    for step in range(50):
+        event = await them.inbox.event()
+        assert isinstance(event, events.EnvelopeReceived)
+        assert event.envelope.step == step
+    await them.close()
+
+
 async def test_flushing_waits_for_what_is_queued_but_not_for_the_dead(network: MemoryNetwork, me: Side) -> None:
     them = Side(network, OTHER.peer_id)
     await them.links.start()

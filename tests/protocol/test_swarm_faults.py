@@ -165,6 +165,21 @@ def test_a_newcomer_that_changes_its_mind_leaves_no_ghost(moment: int) -> None:
     assert founder.node.chain.head.roster.peers == (founder.id,)
 
 
+def test_who_leaves_is_told_so_although_all_else_to_it_is_lost() -> None:
+    """Its connection may end in the moment it is out: it needs the certificate, or help when it says goodbye again."""
+    swarm = Swarm(2, steps=0)
+    stayer, leaver = swarm.list
+    swarm.start()
+    swarm.run(lambda: stayer.node.chain.head.step >= 4)
+    leaver.give(events.LeaveAsked())
+    swarm.loses = lambda sender, receiver: len(stayer.node.chain.head.roster) == 1 and swarm.now < cut_until[0]
+    cut_until = [float("inf")]
+    assert swarm.run(lambda: len(stayer.node.chain.head.roster) == 1)
+    # Half a minute later, many steps on, it can be heard and answered again.
+    cut_until[0] = swarm.now + 30.0
+    assert swarm.run(lambda: bool(leaver.finished), swarm.now + 60.0)
+
+
 def test_the_last_member_leaves_too() -> None:
     swarm = Swarm(2, steps=0)
     swarm.start()
