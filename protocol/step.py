@@ -113,7 +113,8 @@ class StepMachine:
             self.transcript.add(opened)
             self._count(opened)
         for opened in heard:
-            self.transcript.recall(opened)
+            if opened.sender != self.me:  # what is not in the journal was not sent, whatever lies beside it
+                self.transcript.recall(opened)
         if lock is not None:
             self.ballot.lock_on(*lock)
         self._compute_work()

@@ -179,15 +179,18 @@ class Host:
         self.alive, self.crash_at_effect = False, None
         self.disk.crash(self.world.chance)
 
-    def leave(self) -> None:
-        """Leave in order; who is not let go in time goes without a goodbye, as in the live peer."""
+    def leave(self, may_go: Callable[[Host], bool]) -> None:
+        """Leave in order; who is not let go in time goes without a goodbye, as in the live peer, once `may_go` says
+        that nobody's promise hangs on it."""
         self.leaving = True
         self.give(events.LeaveAsked())
-        self.later(LEAVE_SECONDS_MAX, self._go)
+        self.later(LEAVE_SECONDS_MAX, self._go, may_go)
 
-    def _go(self) -> None:
-        if not self.finished:
-            self.finished = "stopped on request"
+    def _go(self, may_go: Callable[[Host], bool]) -> None:
+        if not self.finished and not may_go(self):
+            self.later(1.0, self._go, may_go)
+            return
+        self.finished = self.finished or "stopped on request"
         self.crash()
 
     def lose_worker(self) -> None:

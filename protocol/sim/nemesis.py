@@ -131,12 +131,15 @@ class Nemesis:
         host = self._somebody()
         if host is None or any(other.leaving and not other.finished for other in self._hosts):
             return
+        if self._others_can_go_on(host):
+            host.leave(self._others_can_go_on)
+
+    def _others_can_go_on(self, host: Host) -> bool:
         newest = max((other for other in self._hosts if other.alive), key=lambda other: other.step)
         roster = newest.node.chain.head.roster
         members = [self._world.hosts[peer] for peer in roster.peers if peer != host.id]
         there = [member for member in members if member.honest and not member.finished]
-        if len(there) >= quorum_of(len(roster), newest.node.chain.manifest.quorum):
-            host.leave()
+        return host.id not in roster.indexes or len(there) >= quorum_of(len(roster), newest.node.chain.manifest.quorum)
 
     # --- who is told -------------------------------------------------------------------------------------
 
