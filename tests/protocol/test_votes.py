@@ -220,8 +220,8 @@ def test_a_quorum_of_votes_certifies_in_any_phase_and_the_header_is_asked_for() 
 
 
 def test_what_a_peer_said_itself_is_believed_from_its_journal_alone() -> None:
-    """Grounds are kept before the journal is synced: a crash in between leaves messages that were never sent, and saying
-    them now could be the second thing signed for a slot."""
+    """Grounds are kept before the journal is synced: a crash in between leaves messages that were never sent, and
+    saying them now could be the second thing signed for a slot."""
     machine = StepMachine(STEP.facts, STEP.signers[FIRST], STEP.run_id, ELEMENTS, timing_of(STEP.manifest), now=0.0)
     others = STEP.transcript.own(STEP.peers[SECOND])
     machine.start([], [STEP.say(FIRST, Kind.PROPOSAL, STEP.cut), *others], None, 0.0)
