@@ -438,13 +438,23 @@ class Node:
         self._announce_at = now if self._leaving else None
         signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
         locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
-        heard = [self._open(envelope) for envelope in self._recovered.heard if envelope.step == head.step]
-        machine.start(signed, heard, max(locks, key=lambda lock: lock[1], default=None), now)
+        heard = [envelope for envelope in self._recovered.heard if envelope.step == head.step]
+        machine.start(signed, self._openable(heard), max(locks, key=lambda lock: lock[1], default=None), now)
         early, self._early = self._early, {}
         for source, envelopes in early.items():
             for envelope in envelopes:
                 self._guard(source, lambda source=source, envelope=envelope: self._on_envelope(source, envelope, now))
         self._collect(now)
+
+    def _openable(self, envelopes: list[Envelope]) -> list[Opened]:
+        """Grounds lie in a file without a checksum of its own: one that was damaged is as good as lost."""
+        found = []
+        for envelope in envelopes:
+            try:
+                found.append(self._open(envelope))
+            except Refusal as refusal:
+                self._refuse(self.me, refusal)
+        return found
 
     def _remember_signed(self) -> None:
         """The step will be begun again: its new machine must know what was signed in it (SPEC R-2.7)."""

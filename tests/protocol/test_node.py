@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from crowdsurf.protocol import effects, events
@@ -138,6 +139,20 @@ def test_a_lone_founder_that_is_locked_but_has_not_voted_goes_on_after_a_restart
         count += 1
     assert trial.run_to_end()
     assert_agreed(trial, 3)
+
+
+def test_damaged_grounds_do_not_keep_a_peer_from_starting() -> None:
+    """They lie beside the journal, and what still parses need not be what was written."""
+    swarm = Swarm(3, steps=3)
+    swarm.start()
+    swarm.run(lambda: bool(swarm.list[0].grounds))
+    peer = swarm.list[0]
+    damaged = [msgspec.structs.replace(envelope, signature=bytes(64)) for envelope in peer.grounds]
+    peer.grounds = (*damaged, msgspec.structs.replace(peer.grounds[0], kind=255))
+    peer.restart()
+    assert {refused.code for refused in peer.refused} == {Code.BAD_SIGNATURE, Code.UNKNOWN_KIND}
+    assert swarm.run_to_end()
+    assert_agreed(swarm, 3)
 
 
 def test_restarted_voters_count_their_own_votes() -> None:
