@@ -24,7 +24,7 @@ from crowdsurf.peer.compute import frames
 from crowdsurf.peer.compute.errors import BY_NAME, WorkerDied
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.protocol.errors import MisuseError
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, encode_manifest
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ class WorkResult:
     part_digests: tuple[Digest, ...]
     loss: float
     samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputeResult:
+    """A work unit computed again: blob digests of the ranges asked for, and what its finder commits to
+    (`protocol.ids.finding_digest`)."""
+
+    part_digests: tuple[Digest, ...]
+    finding: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,23 @@ class ComputeClient:
         arguments = {"seed": seed, "ranges": list(ranges)}
         return _work_result(await self._call("work", arguments, gradient=gradient))
 
+    async def recompute(
+        self, state: Digest, seed: bytes, ranges: Sequence[Range], gradient: Segment, finder: PeerId
+    ) -> RecomputeResult:
+        """Compute the work unit of `seed` (32 bytes) again, at the present state or one of the last before it, into
+        `gradient` (float32, all parameters): the bytes `work` gave there. The state stays as it is. `cancel_work`
+        does not stop it; cancelling the caller does. Raises StateForgotten, and WorkFailed as `work` does."""
+        arguments = {"state": state, "seed": seed, "ranges": list(ranges), "finder": finder}
+        answer = await self._call("recompute", arguments, gradient=gradient)
+        digests = tuple(Digest(value) for value in answer["part_digests"])
+        return RecomputeResult(part_digests=digests, finding=Digest(answer["finding"]))
+
+    async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:
+        """What `finder` commits to (`protocol.ids.finding_digest`) when it finds the gradient in the first `nbytes`
+        of `segment`."""
+        arguments = {"nbytes": nbytes, "finder": finder}
+        return Digest((await self._call("finding", arguments, segment=segment))["finding"])
+
     async def forge(
         self,
         forgery: Forgery,
@@ -170,7 +196,7 @@ class ComputeClient:
         return Digest((await self._call("distort", arguments, segment=segment))["digest"])
 
     def cancel_work(self) -> None:
-        """Ask the running work command, if any, to stop before its next micro-batch. Returns at once."""
+        """Ask the running `work` or `forge`, if any, to stop before its next micro-batch. Returns at once."""
         if self._work_id:
             frames.CANCEL.pack_into(self._control.view, 0, self._work_id)
 
@@ -292,7 +318,8 @@ class ComputeClient:
             try:
                 return await asyncio.shield(answer)
             except asyncio.CancelledError:
-                self.cancel_work()
+                if not answer.done():
+                    frames.CANCEL.pack_into(self._control.view, 0, self._last_id)  # what computes no gradient goes on
                 if command != "start":
                     await asyncio.wait([answer])
                     answer.exception()  # seen: nobody else will look at it

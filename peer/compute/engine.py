@@ -2,7 +2,8 @@
 
 The idea: a work unit is a pure function of (state, seed). The model's parameters and gradients are views of two
 flat vectors on the device, so a gradient leaves the device in one copy and the next state enters in one. CPU and
-CUDA take the same path; the device is only a variable.
+CUDA take the same path; the device is only a variable. The model's parameters are always a copy of the certified
+ones, never those themselves: the model can go back to a past state without the certified state noticing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 from crowdsurf.peer.compute.errors import WorkCancelled, WorkFailed
 from crowdsurf.peer.compute.optimizer import OPTIMIZERS, Range, live_ranges
+from crowdsurf.peer.compute.past_states import PastStates
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import is_finite
 from crowdsurf.peer.compute.seeds import seeded_generator
@@ -52,23 +54,25 @@ class Engine:
         self._optimizer = OPTIMIZERS[manifest.optimizer.name](manifest.optimizer)
         self.state = State(self.elements, self._optimizer.state_vectors)
         self.state.reset(model)
+        self._digest = self.state.digest()
+        self._past = PastStates()
         self._model = model.to(device)
-        self._parameters = self.state.parameters if device.type == "cpu" else self.state.parameters.to(device)
+        self._parameters = self.state.parameters.to(device, copy=True)
         self._gradient = torch.zeros(self.elements, device=device)
         bind_flat(self._model, self._parameters, self._gradient)
 
     def load_initial(self) -> Digest:
         """Back to the state before the first step; its digest."""
         self.state.reset(self.task.build_model(self.manifest.seed))
-        self._refresh()
-        return self.state.digest()
+        self._past.clear()
+        return self._refresh()
 
     def load_state(self, source: memoryview) -> Digest:
         """Replace the state by raw bytes (layout: `state.py`) and say what their digest is; the caller compares.
         Raises MisuseError for another size."""
         self.state.load(source)
-        self._refresh()
-        return self.state.digest()
+        self._past.clear()
+        return self._refresh()
 
     def work(
         self, seed: bytes, out: torch.Tensor, should_stop: Callable[[], bool], flip_labels: bool = False
@@ -101,6 +105,19 @@ class Engine:
             raise WorkFailed("the gradient of this work unit is not finite: training has diverged")
         return total / section.micro_batches, section.micro_batches * section.micro_batch_samples
 
+    def recompute(
+        self, state: Digest, seed: bytes, out: torch.Tensor, should_stop: Callable[[], bool]
+    ) -> tuple[float, int]:
+        """The work unit of `seed` at the present state or a past one: the bits that `work` gave there, and the same
+        answer. The certified state is not touched. Raises as `work` does, and StateForgotten (`past_states.py`)."""
+        if state == self._digest:
+            return self.work(seed, out, should_stop)
+        self._parameters.copy_(self._past.parameters(state))
+        try:
+            return self.work(seed, out, should_stop)
+        finally:
+            self._parameters.copy_(self.state.parameters)
+
     def apply(self, gradient: torch.Tensor, void_ranges: Sequence[Range], part_ranges: Sequence[Range] = ()) -> Digest:
         """One step of the outer optimizer on the aggregated gradient, float32 (elements,) on the CPU; the new
         state's digest. Void ranges stay as they are, whatever the gradient holds there; so does every one of
@@ -110,11 +127,11 @@ class Engine:
         void_ranges = [*void_ranges, *broken]
         if not all(is_finite(gradient[start:stop]) for start, stop in live_ranges(self.elements, void_ranges)):
             raise WorkFailed("the aggregated gradient is not finite outside the void ranges")
+        self._past.remember(self._digest, self.state.parameters)
         vectors = self.state.optimizer_vectors
         self._optimizer.step(self.state.parameters, vectors, gradient, self.state.step, void_ranges)
         self.state.step += 1
-        self._refresh()
-        return self.state.digest()
+        return self._refresh()
 
     def evaluate(self) -> dict[str, float]:
         """The task's figures on held-out data at the current state."""
@@ -142,10 +159,11 @@ class Engine:
             partial.unlink(missing_ok=True)
             raise WorldError(f"cannot write {path}: {error}") from error
 
-    def _refresh(self) -> None:
-        """Bring the device's copy of the parameters up to date (on the CPU it is the state itself)."""
-        if self._parameters is not self.state.parameters:
-            self._parameters.copy_(self.state.parameters)
+    def _refresh(self) -> Digest:
+        """Bring the model and the digest up to date with the certified state; the digest."""
+        self._parameters.copy_(self.state.parameters)
+        self._digest = self.state.digest()
+        return self._digest
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast as the manifest says; float32 means no autocast at all."""

@@ -22,12 +22,18 @@ class WorkCancelled(CrowdsurfError):
     """`cancel_work` stopped this work command before it was finished."""
 
 
+class StateForgotten(CrowdsurfError):
+    """A work unit was to be computed again at a state this worker does not have: it is too long ago, or the worker
+    has loaded a state since. The audit is for others to make."""
+
+
 class NoUsableRows(CrowdsurfError):
     """Every row given to an aggregation rule was excluded, so there is nothing to aggregate: the part is void."""
 
 
 BY_NAME: dict[str, type[CrowdsurfError]] = {
-    kind.__name__: kind for kind in (MisuseError, WorldError, WorkerDied, WorkFailed, WorkCancelled, NoUsableRows)
+    kind.__name__: kind
+    for kind in (MisuseError, WorldError, WorkerDied, WorkFailed, WorkCancelled, StateForgotten, NoUsableRows)
 }
 """The errors that cross from the worker to the daemon."""
 

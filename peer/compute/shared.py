@@ -25,7 +25,7 @@ from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.peer.compute.seeds import seeded_generator
 from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError
-from crowdsurf.protocol.ids import Digest, blob_digest, digest_text
+from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest_text, finding_digest
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.sim.compute import Forgery, Work
 
@@ -117,6 +117,12 @@ class SharedCompute:
             gradient, loss, samples = self._gradient(state, seed)
             found = known.works[seed, parts] = Work(self._keep(gradient, parts), loss, samples)
         return found
+
+    def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
+        """See `Compute.finding`: what `finder` commits to when it computes `work(state, seed, parts)` again. Raises
+        as `work` does."""
+        gradient = self._join(self.work(state, seed, parts).parts)
+        return finding_digest(finder, gradient.view(torch.uint8).numpy().data)
 
     def forge(self, forgery: Forgery) -> Work:
         """See `Compute.forge`. `strength` is what the attack's docstring says (`attacks.DEFAULT_STRENGTH`). Raises

@@ -25,7 +25,7 @@ from crowdsurf.peer.compute.errors import WorkerDied, name_of
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
-from crowdsurf.protocol.ids import blob_digest
+from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, finding_digest
 from crowdsurf.protocol.manifest import decode_manifest
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Worker:
             "load_state": self._load_state,
             "save_state": self._save_state,
             "work": self._work,
+            "recompute": self._recompute,
+            "finding": self._finding,
             "forge": self._forge,
             "distort": self._distort,
             "aggregate": self._aggregate,
@@ -148,12 +150,26 @@ class Worker:
         return {"nbytes": state.nbytes, "digest": state.digest()}
 
     def _work(self, seed: bytes, ranges: list[tuple[int, int]], gradient: int) -> dict[str, Any]:
-        engine = self._running
-        out = self._memory.vector(gradient, 0, engine.elements)
-        if any(not 0 <= start <= stop <= engine.elements for start, stop in ranges):
-            raise MisuseError(f"a range is not inside a vector of {engine.elements} elements")
-        loss, samples = engine.work(seed, out, self._should_stop)
+        out = self._gradient(gradient, ranges)
+        loss, samples = self._running.work(seed, out, self._should_stop)
         return {"part_digests": self._part_digests(gradient, ranges), "loss": loss, "samples": samples}
+
+    def _recompute(
+        self, state: bytes, seed: bytes, ranges: list[tuple[int, int]], finder: bytes, gradient: int
+    ) -> dict[str, Any]:
+        out = self._gradient(gradient, ranges)
+        self._running.recompute(Digest(state), seed, out, self._should_stop)
+        return {"part_digests": self._part_digests(gradient, ranges)} | self._finding(gradient, out.nbytes, finder)
+
+    def _finding(self, segment: int, nbytes: int, finder: bytes) -> dict[str, Any]:
+        return {"finding": finding_digest(PeerId(finder), self._memory.view(segment, 0, nbytes))}
+
+    def _gradient(self, segment: int, ranges: list[tuple[int, int]]) -> torch.Tensor:
+        """Where a gradient is written, float32 (elements,). Raises MisuseError for a range outside of it."""
+        elements = self._running.elements
+        if any(not 0 <= start <= stop <= elements for start, stop in ranges):
+            raise MisuseError(f"a range is not inside a vector of {elements} elements")
+        return self._memory.vector(segment, 0, elements)
 
     def _part_digests(self, gradient: int, ranges: list[tuple[int, int]]) -> list[bytes]:
         return [

@@ -23,7 +23,8 @@ PURE_FORBIDDEN = (
     *("torch", "numpy"),
 )
 COMPUTE_PROTOCOL = tuple(
-    f"crowdsurf.protocol.{name}" for name in ("ids", "manifest", "errors", "limits", "assignment", "sim.compute")
+    f"crowdsurf.protocol.{name}"
+    for name in ("ids", "manifest", "errors", "limits", "assignment", "projection", "sim.compute")
 )
 COMPUTE_FOR_DAEMON = tuple(f"crowdsurf.peer.compute.{name}" for name in ("client", "segments", "errors"))
 COMPUTE_FOR_SIMULATION = tuple(f"crowdsurf.peer.compute.{name}" for name in ("shared", "attacks", "rules"))

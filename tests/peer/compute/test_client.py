@@ -18,16 +18,25 @@ import torch
 from crowdsurf.peer.compute import frames
 from crowdsurf.peer.compute.client import ComputeClient
 from crowdsurf.peer.compute.engine import Engine
-from crowdsurf.peer.compute.errors import BY_NAME, NoUsableRows, WorkCancelled, WorkerDied, WorkFailed, name_of
+from crowdsurf.peer.compute.errors import (
+    BY_NAME,
+    NoUsableRows,
+    StateForgotten,
+    WorkCancelled,
+    WorkerDied,
+    WorkFailed,
+    name_of,
+)
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.protocol.errors import Code, MisuseError, Refusal, WorldError
-from crowdsurf.protocol.ids import blob_digest
+from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, TaskSection, WorkSection
 
 pytestmark = pytest.mark.slow
 
 MakeManifest = Callable[..., Manifest]
 SEED = bytes(range(32))
+FINDER = peer_id_from_public_key(bytes(32))
 ENDLESS = WorkSection(micro_batches=2**40, micro_batch_samples=1)
 
 
@@ -63,12 +72,23 @@ async def test_every_command_round_trips(make_manifest: MakeManifest, tmp_path: 
 
         await check_aggregation(client, pool)
 
+        initial = engine.state.digest()
         state_digest = await client.apply(gradient, [(3, 7)])
         assert state_digest == engine.apply(expected, [(3, 7)])
         saved = pool.take(info.state_bytes)
         assert await client.save_state(saved) == (info.state_bytes, state_digest)
+        again = pool.take(4 * info.vector_elements)
+        recomputed = await client.recompute(initial, SEED, ranges, again, FINDER)
+        assert again.view == gradient.view
+        assert recomputed.part_digests == result.part_digests
+        assert recomputed.finding == digest("finding", FINDER + again.view.tobytes())
+        assert await client.finding(gradient, gradient.nbytes, FINDER) == recomputed.finding
+        assert await client.save_state(saved) == (info.state_bytes, state_digest)
+
         await client.load_initial()
         assert await client.load_state(saved, info.state_bytes) == state_digest
+        with pytest.raises(StateForgotten, match="cannot be computed again here"):
+            await client.recompute(initial, SEED, ranges, again, FINDER)
         assert await client.evaluate() == engine.evaluate()
         await client.export(tmp_path / "model.safetensors")
         assert (tmp_path / "model.safetensors").stat().st_size > 4 * info.vector_elements
@@ -118,6 +138,10 @@ async def check_refusals(client: ComputeClient, pool: SegmentPool, tmp_path: Pat
         await client.work(b"short", [], segment)
     with pytest.raises(MisuseError, match="range"):
         await client.work(SEED, [(0, 1 << 40)], segment)
+    with pytest.raises(MisuseError, match="range"):
+        await client.recompute(Digest(bytes(32)), SEED, [(0, 1 << 40)], segment, FINDER)
+    with pytest.raises(MisuseError, match="outside a segment"):
+        await client.finding(segment, 1 << 40, FINDER)
     with pytest.raises(MisuseError, match="outside a segment"):
         await client.digest_blob(segment, 0, 1 << 40)
     with pytest.raises(MisuseError, match="'crumb' is unknown"):
@@ -181,6 +205,32 @@ async def test_cancelled_and_killed_work(make_manifest: MakeManifest, sent: asyn
         assert (await client.restart()).vector_elements == info.vector_elements
         assert await client.load_initial() == initial
         assert (await client.save_state(Segment(info.state_bytes)))[1] == initial
+    finally:
+        await client.close()
+
+
+@pytest.mark.asyncio
+async def test_only_its_caller_stops_a_recomputation(make_manifest: MakeManifest, sent: asyncio.Event) -> None:
+    """`cancel_work` is about this step's own work and never about an audit."""
+    client = ComputeClient()
+    try:
+        info = await client.start(make_manifest(work=WorkSection(micro_batches=500, micro_batch_samples=1)), "cpu")
+        gradient, state = Segment(4 * info.vector_elements), await client.load_initial()
+        sent.clear()
+        auditing = asyncio.create_task(client.recompute(state, SEED, [(0, 10)], gradient, FINDER))
+        await sent.wait()
+        client.cancel_work()
+        assert (await auditing).part_digests == (await client.work(SEED, [(0, 10)], gradient)).part_digests
+
+        await client.start(make_manifest(work=ENDLESS), "cpu")
+        state = await client.load_initial()
+        sent.clear()
+        auditing = asyncio.create_task(client.recompute(state, SEED, [], gradient, FINDER))
+        await sent.wait()
+        auditing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await auditing
+        assert await client.load_initial() == state
     finally:
         await client.close()
 

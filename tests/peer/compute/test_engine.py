@@ -27,6 +27,15 @@ def work(engine: Engine, seed: bytes = SEED) -> torch.Tensor:
     return out
 
 
+def move_to(engine: Engine, parameters: torch.Tensor) -> None:
+    """Load the initial state with other parameters."""
+    engine.load_initial()
+    engine.state.parameters.copy_(parameters)
+    saved = bytearray(engine.state.nbytes)
+    engine.state.save(memoryview(saved))
+    engine.load_state(memoryview(saved))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("task", [TaskSection(name="digits"), TEXT], ids=["digits", "text"])
 def test_a_work_unit_is_a_function_of_state_and_seed(
@@ -48,11 +57,10 @@ def test_the_gradient_is_the_derivative_of_the_loss(make_manifest: MakeManifest)
     engine = Engine(make_manifest(work=WorkSection(micro_batches=2, micro_batch_samples=16)), CPU)
     out = torch.empty(engine.elements)
     assert engine.work(SEED, out, lambda: False)[1] == 32
-    direction = out / out.norm()
+    direction, initial = out / out.norm(), engine.state.parameters.clone()
     losses = []
     for sign in (-1.0, 1.0):
-        engine.load_initial()
-        engine.state.parameters.add_(direction * sign * 1e-3)
+        move_to(engine, initial + direction * sign * 1e-3)
         losses.append(engine.work(SEED, torch.empty(engine.elements), lambda: False)[0])
     assert (losses[1] - losses[0]) / 2e-3 == pytest.approx(float(out.norm()), rel=0.02)
 
@@ -110,7 +118,7 @@ def test_a_non_finite_aggregate_changes_nothing(make_manifest: MakeManifest) -> 
 
 def test_a_diverged_model_does_not_hand_out_a_gradient(make_manifest: MakeManifest) -> None:
     engine = Engine(make_manifest(), CPU)
-    engine.state.parameters.fill_(float("nan"))
+    move_to(engine, torch.full((engine.elements,), float("nan")))
     with pytest.raises(WorkFailed, match="not finite"):
         work(engine)
 

@@ -17,7 +17,7 @@ from crowdsurf.peer.compute.rules.base import aggregate_rows
 from crowdsurf.peer.compute.shared import Recent, SharedCompute
 from crowdsurf.protocol import assignment
 from crowdsurf.protocol.errors import MisuseError
-from crowdsurf.protocol.ids import Digest, blob_digest, digest
+from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, OptimizerSection, RuleSection, TaskSection, WorkSection
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Compute, Forgery
 from tests.peer.compute.plain_swarm import PlainSwarm
@@ -96,6 +96,22 @@ def test_work_is_named_as_the_worker_names_it(manifest: Manifest) -> None:
     assert work.parts == tuple(blob_digest(gradient[start:stop].numpy().tobytes()) for start, stop in ranges)
     assert (work.loss, work.samples) == (loss, samples)
     assert compute.initial_state() == engine.state.digest()
+
+
+def test_a_finding_is_that_of_the_live_worker_also_some_steps_later(manifest: Manifest) -> None:
+    compute, engine = SharedCompute(manifest, vector_bytes_max=8 * 4 * 731), Engine(manifest, CPU)
+    finders = [peer_id_from_public_key(bytes([number]) * 32) for number in range(2)]
+    gradient = torch.empty(engine.elements)
+    engine.work(seed_of(0), gradient, lambda: False)
+    expected = [digest("finding", finder + gradient.numpy().tobytes()) for finder in finders]
+    state = compute.initial_state()
+    assert [compute.finding(state, seed_of(0), 4, finder) for finder in finders] == expected
+    part = compute.work(state, seed_of(0), 4).parts[0]
+    PlainSwarm(compute, members=4).run(3)
+    with pytest.raises(MisuseError, match="was forgotten"):
+        compute.vector(part)
+    assert [compute.finding(state, seed_of(0), 4, finder) for finder in finders] == expected
+    assert len(set(expected)) == 2
 
 
 def test_nothing_is_computed_twice(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,197 @@
+"""What an aggregator's published projections must satisfy: pure arithmetic, with every tolerance derived here.
+
+The idea: CenteredClip gives the v at which sum_i clip_tau(g_i - v) = 0, and the mean is the same with tau = infinity.
+For each contributor the aggregator publishes a *line*: the norm |g_i - v| and s_i[q] = <z_q, clip_tau(g_i - v)> for a
+few random directions z_q that nobody knew when v was fixed. A contributor checks its own line against its own g_i;
+everybody checks that the lines add up to nothing, which a wrong v does not survive. Rules without such an identity have
+no radius, and nothing is checked.
+
+The directions. An element of z is an odd integer from -255 to 255, all equally likely, divided by SPREAD. That is the
+sum of eight independent signs of weights 1, 2, 4 ... 128, so z has unit variance and, for every vector a that does not
+depend on it, the tail of signs:  P(|<z, a>| > t |a|) <= 2 exp(-t^2 / 2).  Plain signs would miss half of all lies that
+sit in two equal coordinates (they cancel), so k directions would miss 2^-k of them, however large; here it is 256^-k.
+
+What is not seen. A wrong v leaves a remainder r = sum_i clip_tau(g_i - v), near n * displacement while few rows are
+clipped. With x = tolerance / |r| one direction misses it with probability of about 0.8 x if r is spread over many
+coordinates (normal density at 0, both sides), and of at most (1 + SPREAD * sqrt(2) * x) / 256 if it sits in two equal
+ones. A contributor that helps a lying aggregator can take over any imbalance up to TAIL * tau: against that,
+`delta_max`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PROJECTIONS = 3
+"""Directions per part. A remainder 150 times the tolerance is missed with at most (1/256 + 0.82/150)^3 = 8e-7, one of
+10 times with 6e-4. Two would miss 9e-5 and 7e-3; a fourth costs 8 bytes per line and finds what hardly moves v."""
+
+SPREAD = math.sqrt((4**8 - 1) / 3)
+"""Standard deviation of the sum of signs with weights 1, 2, 4 ... 128; their squares add up to 1 + 4 + ... + 4^7."""
+
+TAIL = 9.0
+"""No honest |<z, a>| is larger than this times |a|: 2 exp(-81 / 2) = 5e-18, and a run of a million steps with 256 parts
+of 256 lines in three directions tests 2e11 of them: one honest run in a million sees an alarm."""
+
+BLOCK_ELEMENTS = 1 << 15
+"""Elements whose products are added up in one go; the sums of the blocks are added one after the other."""
+
+FLOAT64_ROUNDING = 2.0**-53
+FLOAT32_ROUNDING = 2.0**-24
+"""Largest relative error of one rounding."""
+
+FLOAT32_MAX = (2.0 - 2.0**-23) * 2.0**127
+FLOAT32_DENORMAL_ROUNDING = 2.0**-150
+"""Largest absolute error of rounding to float32 where numbers are too small for a relative one."""
+
+RULE_RESIDUAL = 1e-6
+"""Default of CenteredClip's parameter `tolerance`."""
+
+CLIP_ERROR = 2.0**-16
+"""Relative error of a clip factor tau / |g_i - v| in the rule, which has its distances from inner products.
+
+In float64 these are right to e = 2^-42 of the product of the norms (rows of equal numbers, whose roundings all go one
+way, are the worst). Four of that size make a squared distance and the root halves the error, so it is 2 e (|g_i| / d)^2
+for a row at distance d > tau: at most 2^-16 for tau >= 2^-12 |g_i|; down to tau = 2^-17 |g_i| it is less than what
+`tolerance` allows for the rounding of v. In float32 e is 2^-22 for ordinary rows, so it holds for those no nearer to v
+than a sixth of their norm, and 2^-14 for rows of equal numbers, so it does not hold for rows that somebody crafted;
+and a residual near nothing may be rounding, so the rule may stop too early."""
+
+SPAN_MEDIANS = 8
+SPAN_FACTOR = 4.0
+"""See `delta_max`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What an aggregator says about one contributor: k projections of the clipped difference, and |g_i - v|."""
+
+    projections: tuple[float, ...]
+    norm: float
+
+
+def tolerance(
+    norms: Sequence[float], radius: float, aggregate_norm: float, elements: int, residual: float = RULE_RESIDUAL
+) -> float:
+    """Largest |sum_i s_i[q]| of an honest aggregator, for one direction.
+
+    `norms` are the |g_i - v| of the lines, `radius` is tau (infinite for the mean), `elements` the length of the part,
+    `residual` the rule's own parameter `tolerance`. The remainder of an honest v, float32, is at most the sum of
+
+    - rounding: v is off by 2^-24 |v|, and clipping never lengthens a difference, so n rows make n times that;
+    - the rule: it stops at a residual relative to the mean clipped distance, so n times it is relative to their sum,
+      and clips with factors that are off by CLIP_ERROR; the mean does neither;
+    - adding up in float64 in the rule: n + 2 roundings of what is added, which is v and weighted differences. Far rows
+      weigh little, so the differences count as clipped: a liar's norm cannot buy tolerance.
+
+    It does not depend on z, so its projection is at most TAIL times as long. Our own sums over the elements come on
+    top, see `summing_error`. All of it presumes that the rule converged before its largest number of iterations.
+    """
+    included = len(norms)
+    clipped = math.fsum(min(radius, norm) for norm in norms)
+    rounding = included * (FLOAT32_ROUNDING * aggregate_norm + FLOAT32_DENORMAL_ROUNDING * math.sqrt(elements))
+    rule = (residual + CLIP_ERROR) * clipped if math.isfinite(radius) else 0.0
+    adding = (included + 2) * FLOAT64_ROUNDING * (included * aggregate_norm + clipped)
+    return tail(elements) * (rounding + rule + adding) + summing_error(elements) * clipped
+
+
+def tail(elements: int) -> float:
+    """Largest |<z, a>| / |a| to expect: TAIL, or what all elements at their largest and in step can reach."""
+    return min(TAIL, math.sqrt(elements) * 255 / SPREAD)
+
+
+def summing_error(elements: int) -> float:
+    """Largest error of <z, clip(d)> over |clip(d)|, added up in float64 in any order that honours BLOCK_ELEMENTS.
+
+    Each product takes part in at most one addition per element of its block and one per block, and in a few roundings
+    more (difference, product, clip factor). Their sizes add up to sum |z_j d_j| <= 255 / SPREAD * sqrt(elements) |d|.
+    The norm in the clip factor is off by less than as many roundings, of a projection of at most `tail`.
+    """
+    return summing_roundings(elements) * FLOAT64_ROUNDING * (math.sqrt(elements) * 255 / SPREAD + tail(elements))
+
+
+def summing_roundings(elements: int) -> int:
+    """How many roundings any one product of a blocked sum can go through."""
+    return min(elements, BLOCK_ELEMENTS) + math.ceil(elements / BLOCK_ELEMENTS) + 8
+
+
+def balance_problem(
+    lines: Sequence[Line],
+    radius: float | None,
+    aggregate_norm: float,
+    elements: int,
+    residual: float = RULE_RESIDUAL,
+) -> str | None:
+    """Why these lines, one per included contributor, cannot come from an honest aggregator; None if they can.
+
+    `aggregate_norm` must be the norm of the published v: whoever holds v compares it, because a larger one buys
+    tolerance. `radius` is None for rules without the identity, which are not checked. Any numbers may be in `lines`.
+    """
+    if radius is None:
+        return None
+    span_max = math.sqrt(elements) * FLOAT32_MAX * (1.0 + 1e-6)
+    if not 0.0 <= aggregate_norm <= span_max:
+        return f"norm {aggregate_norm:g} of the aggregate is not that of {elements} float32 numbers"
+    for index, line in enumerate(lines):
+        if len(line.projections) != PROJECTIONS:
+            return f"line {index} has {len(line.projections)} projections instead of {PROJECTIONS}"
+        if not 0.0 <= line.norm <= 2.0 * span_max:
+            return f"norm {line.norm:g} in line {index} is not that of a difference of {elements} float32 numbers"
+        bound = (tail(elements) + summing_error(elements)) * min(radius, line.norm)
+        for value in line.projections:
+            if not abs(value) <= bound:  # also catches NaN
+                return f"projection {value:g} in line {index} is longer than {bound:g}, which its norm allows"
+    allowed = tolerance([line.norm for line in lines], radius, aggregate_norm, elements, residual)
+    for direction in range(PROJECTIONS):
+        total = math.fsum(line.projections[direction] for line in lines)
+        if abs(total) > allowed:
+            return f"projections in direction {direction} add up to {total:g}, more than {allowed:g}"
+    return None
+
+
+def line_tolerance(norm: float, radius: float, elements: int) -> tuple[float, float]:
+    """How far two honest computations of one line may differ: in a projection, and in the norm (the larger of both).
+
+    Both know g_i and v exactly, so all that differs is the order of float64 additions: twice `summing_error` for a
+    projection. A norm is the root of such a sum of squares: nothing cancels, and the root halves the relative error.
+    """
+    norm_error = summing_roundings(elements) * FLOAT64_ROUNDING * norm
+    return 2.0 * summing_error(elements) * min(radius, norm), 2.0 * norm_error
+
+
+def line_problem(claimed: Line, own: Line, radius: float, elements: int) -> str | None:
+    """Why a published line is not the one its contributor works out itself (`own`); None if they agree."""
+    projection_allowed, norm_allowed = line_tolerance(own.norm, radius, elements)
+    if not abs(claimed.norm - own.norm) <= norm_allowed:
+        return f"norm {claimed.norm!r} should be {own.norm!r}"
+    if len(claimed.projections) != len(own.projections):
+        return f"{len(claimed.projections)} projections should be {len(own.projections)}"
+    for direction, (said, true) in enumerate(zip(claimed.projections, own.projections, strict=True)):
+        if not abs(said - true) <= projection_allowed:
+            return f"projection {said!r} in direction {direction} should be {true!r}"
+    return None
+
+
+def delta_max(medians: Sequence[float], radius: float) -> float:
+    """Distance from v beyond which a norm is suspicious; a part is examined if more than half of its norms are.
+
+    `medians` holds one number per past step, oldest first: the median over the parts of each part's median norm. Only
+    the last 8 count.
+
+    Why more than half: with an honest majority, one honest contributor is then among those below, and it has checked
+    its line, so v lies within delta_max of an honest part; and liars, less than half, cannot raise this alarm alone.
+    Why medians of medians: with fewer than half liars the median of an honest aggregator's part lies among honest
+    norms, and so does the median over parts, most of which are honest. One median of all norms of all parts would not
+    do: at 30 % liars half of those are theirs. The median of 8 steps does not follow a burst.
+    Why times 4: honest norms may double twice within 8 steps (a spike, a smaller batch) without an alarm.
+    Why plus the radius: fewer than half liars may pull an honest v by up to b tau / (n - b) < tau, whatever the norms
+    were, so very small ones in the past (a swarm that agreed) cause no alarm.
+    Before any history it is infinite: nothing is known about the scale of gradients, and a guess would accuse honest
+    peers.
+    """
+    if not medians:
+        return math.inf
+    return SPAN_FACTOR * statistics.median(medians[-SPAN_MEDIANS:]) + radius
