@@ -17,11 +17,22 @@ from typing import ClassVar, Protocol
 import msgspec
 
 from crowdsurf.protocol import assignment, effects, events, limits, wire
+from crowdsurf.protocol.cases import subject_of
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Signer, Slot, decode_envelope, seal, signed_bytes, slot_of
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import PAYLOAD_TYPES, Aggregate, Commit, Cut, Envelope, Kind, payload_digest
+from crowdsurf.protocol.messages import (
+    PAYLOAD_TYPES,
+    Accusation,
+    Aggregate,
+    Commit,
+    Cut,
+    Envelope,
+    Kind,
+    Reason,
+    payload_digest,
+)
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Distortion, Forgery
 from crowdsurf.protocol.sim.names import name_of
@@ -106,14 +117,29 @@ class Adversary:
         """How it changes its aggregate of a part; None for the right one."""
         return None
 
+    def finding(self, host: Body, effect: effects.RecomputeWork, honest: Digest) -> Digest:
+        """What it commits to as validator."""
+        return honest
+
     # --- what it sends -----------------------------------------------------------------------------------
 
     def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
-        """What it does, given what an honest peer would do."""
+        """What it does, given what an honest peer would do. It never says anything against its own kind."""
         self._look_for_suspicion(wanted)
+        wanted = [effect for effect in wanted if not self._betrays(host, effect)]
         if not self.attacking(host.step):
             return wanted
         return [changed for effect in wanted for changed in self.send(host, effect)]
+
+    def _betrays(self, host: Body, effect: Effect) -> bool:
+        if not isinstance(effect, effects.PersistSigned | effects.SendEnvelope):
+            return False
+        envelope = effect.envelope
+        if envelope.sender != host.id or envelope.kind not in (Kind.ACCUSATION, Kind.VERDICT):
+            return False
+        payload = wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
+        named = payload.accused if isinstance(payload, Accusation) else payload.guilty  # type: ignore[union-attr]
+        return named in self.mind.members
 
     def _look_for_suspicion(self, wanted: list[Effect]) -> None:
         """An adaptive attacker lies low when a certified step went on without one of its kind."""
@@ -307,9 +333,51 @@ class Slow(Adversary):
         return ()
 
 
+class LazyValidator(Adversary):
+    """As validator, recomputes nothing and commits to something that looks like a finding (row 20)."""
+
+    def finding(self, host: Body, effect: effects.RecomputeWork, honest: Digest) -> Digest:
+        return self.mind.salt(host.id, effect.step) if self.attacking(host.step) else honest
+
+
+class FalseAccusation(Adversary):
+    """Accuses honest peers: as validator its target, as target its validator (both of which everybody must recompute),
+    and every other attacker also somebody drawn, with a proof that proves nothing (row 3)."""
+
+    def __init__(self, mind: Mind) -> None:
+        super().__init__(mind)
+        self._accused_in: set[int] = set()
+
+    def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
+        wanted = super().change(host, wanted)
+        head = host.node.chain.head
+        if not self.attacking(head.step) or head.step in self._accused_in or host.id not in head.roster.indexes:
+            return wanted
+        self._accused_in.add(head.step)
+        return [*wanted, *self._accuse(host)]
+
+    def _accuse(self, host: Body) -> Iterable[Effect]:
+        head, salt = host.node.chain.head, self.mind.salt(host.id, host.step)
+        honest = [peer for peer in head.roster.peers if peer not in self.mind.members]
+        accusations = []
+        for audit in head.audits:
+            if audit.validator == host.id and audit.target in honest:
+                accusations.append(Accusation(audit.target, Reason.WRONG_GRADIENT, audit.step))
+        record = host.node.auditor.tribunal.record(head.step - 1)
+        for audit in record.head.audits if record is not None else ():
+            if audit.target == host.id and audit.validator in honest:
+                accusations.append(Accusation(audit.validator, Reason.WRONG_FINDING, head.step - 1))
+        if self.mind.members.index(host.id) % 2 and honest:
+            victim = honest[salt[0] % len(honest)]
+            accusations.append(Accusation(victim, Reason.EQUIVOCATION, head.step, salt * 4))
+        others = tuple(peer for peer in head.roster.peers if peer != host.id)
+        for accusation in accusations:
+            slot = Slot(head.step, 0, Kind.ACCUSATION, subject_of(accusation))
+            yield effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
+
+
 class NotYet(Adversary):
-    """An attack on messages that the rules do not have yet (projections, audits and accusations come with the
-    verification issue): until then its peers behave."""
+    """An attack on messages that the rules do not have yet (projections): until then its peers behave."""
 
 
 ATTACKS: dict[str, type[Adversary]] = {
@@ -321,8 +389,8 @@ ATTACKS: dict[str, type[Adversary]] = {
     "withhold_part": WithholdPart,
     "withhold_reveal": WithholdReveal,
     "equivocate": Equivocate,
-    "false_accusation": NotYet,
-    "lazy_validator": NotYet,
+    "false_accusation": FalseAccusation,
+    "lazy_validator": LazyValidator,
     "replay": Replay,
     "garbage": Garbage,
     "slow": Slow,

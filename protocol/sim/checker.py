@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from typing import ClassVar, NamedTuple
 
+from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.messages import Header, header_digest
+from crowdsurf.protocol.messages import Envelope, Header, Kind, ViewChange, header_digest
 from crowdsurf.protocol.sim.host import Host, Observer
 
 
@@ -43,3 +45,14 @@ class Checker(Observer):
         """Note a violation."""
         if len(self.violations) < self.VIOLATIONS_MAX:
             self.violations.append(Violation(self.name, host.world.timeline.now, host.number, text))
+
+
+def claimed_lock(host: Host, envelope: Envelope) -> tuple[Header, int] | None:
+    """The header a host says it is locked on when it asks for a view, and the view it voted for it in."""
+    if envelope.kind != Kind.VIEW_CHANGE or envelope.sender != host.id:
+        return None
+    try:
+        change = wire.unpack(envelope.payload, ViewChange, limits.ENVELOPE_BYTES_MAX)
+    except Refusal:
+        return None  # a liar's; nobody can use it either
+    return (change.lock, change.lock_view) if change.lock is not None else None

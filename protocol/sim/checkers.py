@@ -8,20 +8,22 @@ purpose, one by one, to show that each checker fires (tests/simulation).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import ClassVar
 
 from crowdsurf.protocol import effects, events, limits, wire
+from crowdsurf.protocol.auditor import Auditor
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
-from crowdsurf.protocol.envelope import Equivocation, decode_envelope, is_equivocation
-from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Envelope, Header, Kind, ViewChange, Vote
-from crowdsurf.protocol.sim.checker import Checker, Violation, name_of_header
+from crowdsurf.protocol.messages import Header, Kind, Vote
+from crowdsurf.protocol.roster import withheld
+from crowdsurf.protocol.sim.checker import Checker, Violation, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.header_follows import HeaderFollows
 from crowdsurf.protocol.sim.host import MEMORY_STEPS, Host
+from crowdsurf.protocol.sim.justice import EvidenceHolds, NoHonestBan, NoHonestBlame, NoHonestRest, Patient
 from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
 
 _STEPS_KEPT = 64
@@ -250,7 +252,7 @@ class StaysLocked(Checker):
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Note who says to be locked on what, and compare a vote with the one before."""
         if isinstance(effect, effects.SendEnvelope):
-            lock = _claimed_lock(host, effect.envelope)
+            lock = claimed_lock(host, effect.envelope)
             if lock is not None:
                 self._note(lock[0].step, name_of_header(lock[0]), lock[1])
         elif isinstance(effect, effects.PersistLock):
@@ -268,61 +270,6 @@ class StaysLocked(Checker):
             self._step = step
             self._own = {slot: vote for slot, vote in self._own.items() if slot[1] >= step - _STEPS_KEPT}
             self._known = {old: views for old, views in self._known.items() if old >= step - _STEPS_KEPT}
-
-
-class EvidenceChecker(Checker):
-    """Base: looks at every piece of evidence an honest peer holds, once."""
-
-    sees_effects = (effects.PersistCertificate, effects.Refused)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[int, tuple[object, int]] = {}
-
-    def on_effect(self, host: Host, effect: Effect) -> None:
-        """Look for new evidence."""
-        if not host.honest:
-            return
-        node, seen = self._seen.get(host.number, (None, 0))
-        for pair in host.node.evidence[seen if node is host.node else 0 :]:
-            self.check(host, pair)
-        self._seen[host.number] = (host.node, len(host.node.evidence))
-
-    def check(self, host: Host, pair: Equivocation) -> None:
-        """Judge one piece."""
-        raise NotImplementedError
-
-
-class NoHonestBlame(EvidenceChecker):
-    """No honest peer is ever proven guilty: what other peers hold as evidence never names one."""
-
-    name = "no_honest_blame"
-
-    def check(self, host: Host, pair: Equivocation) -> None:
-        """Who is accused?"""
-        accused = host.world.hosts.get(PeerId(pair.first.sender))
-        if accused is not None and accused.honest:
-            self.report(host, f"it holds evidence against honest peer {accused.number}")
-
-
-class EvidenceHolds(EvidenceChecker):
-    """Whatever a peer holds as evidence convinces anybody who has its bytes and the run's id alone."""
-
-    name = "evidence_holds"
-
-    def __init__(self, verify: Callable[[PeerId, bytes, bytes], bool]) -> None:
-        super().__init__()
-        self._verify = verify
-
-    def check(self, host: Host, pair: Equivocation) -> None:
-        """Take it apart again, from its bytes."""
-        try:
-            copy = Equivocation(decode_envelope(wire.pack(pair.first)), decode_envelope(wire.pack(pair.second)))
-            convinces = is_equivocation(copy, host.node.chain.run_id, self._verify)
-        except Refusal:
-            convinces = False
-        if not convinces:
-            self.report(host, "its evidence proves nothing")
 
 
 class BoundedQueues(Checker):
@@ -356,10 +303,24 @@ class BoundedQueues(Checker):
             ("candidates", len(node.membership.candidates()), limits.CANDIDATES_MAX),
             ("certificates in memory", len(node.catch_up._certificates), 64),
         ]
+        sizes += _court_sizes(node.auditor)
         if node.machine is not None:
             said = node.machine.transcript._per_member.values()
             sizes.append(("messages of one member", max(said, default=0), MESSAGES_PER_MEMBER_MAX))
         return sizes
+
+
+def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
+    tribunal = auditor.tribunal
+    cases = tribunal._cases.values()
+    disputes = Counter(case.accuser for case in cases if case.audit is not None)
+    return [
+        ("open cases", len(cases), limits.EVIDENCE_MAX),
+        ("open cases of one accuser", max(disputes.values(), default=0), limits.CASES_PER_ACCUSER_MAX),
+        ("verdicts on one case", max((len(case.verdicts) for case in cases), default=0), limits.ROSTER_PEERS_MAX),
+        ("steps remembered for cases", len(tribunal._records), limits.CASE_STEPS + 1),
+        ("cases asked for", len(auditor._asked), limits.EVIDENCE_MAX),
+    ]
 
 
 class Progress(Checker):
@@ -390,7 +351,7 @@ class NothingDropped(Checker):
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Compare the header that is voted for with what the voter holds."""
         if isinstance(effect, effects.SendEnvelope):
-            lock = _claimed_lock(host, effect.envelope)
+            lock = claimed_lock(host, effect.envelope)
             if lock is not None:
                 self._locked_on.setdefault(name_of_header(lock[0]), lock[0].step)
         elif isinstance(effect, effects.PersistLock):
@@ -405,7 +366,8 @@ class NothingDropped(Checker):
         cut = machine.transcript.cut(header.cut) if machine is not None else None
         if machine is None or machine.facts.head.step != header.step or cut is None:
             return False  # certified by the same event; nothing to compare with any more
-        for part, aggregator in enumerate(machine.facts.duties(cut)):
+        # Of a step in which a nonce is withheld nothing counts.
+        for part, aggregator in enumerate(machine.facts.duties(cut)) if not withheld(header) else ():
             said = machine.transcript.aggregate(header.cut, part, aggregator)
             if not header.parts[part] and said is not None and machine.holds(Digest(said.digest)):
                 return True
@@ -418,7 +380,8 @@ class NothingDropped(Checker):
 
 
 class Admitted(Checker):
-    """Once faults have stopped, whoever asks to join a run that is open and has room is let in soon."""
+    """Once faults have stopped, whoever asks to join a run that is open and has room is let in soon; whoever was left
+    out for a while, soon after that."""
 
     name = "admitted"
     sees_effects = (effects.SendEnvelope, effects.StepCertified)
@@ -436,7 +399,7 @@ class Admitted(Checker):
         if isinstance(effect, effects.StepCertified):
             if host.honest:
                 self._newest = max(self._newest, effect.step + 1)
-                self._look(effect)
+                self._look(effect, host.node.chain.head.roster.kept_out(effect.step + 1))
         elif isinstance(effect, effects.SendEnvelope) and effect.envelope.sender == host.id and host.honest:
             if effect.envelope.kind == Kind.JOIN:
                 faults, manifest = host.world.network.faults, host.node.chain.manifest
@@ -446,9 +409,12 @@ class Admitted(Checker):
             elif effect.envelope.kind == Kind.LEAVE:
                 self._asking.pop(host.id, None)
 
-    def _look(self, story: effects.StepCertified) -> None:
+    def _look(self, story: effects.StepCertified, kept_out: set[bytes]) -> None:
         for peer, (host, step) in list(self._asking.items()):
             is_full = len(story.roster) >= host.node.chain.manifest.peers_max
+            if peer in kept_out:
+                step = story.step + 1
+                self._asking[peer] = host, step
             if peer in story.roster or is_full or not host.alive:
                 del self._asking[peer]
             elif story.step > step + self.STEPS_MAX:
@@ -489,17 +455,6 @@ class Awake(Checker):
             host.late_deadlines = 0
 
 
-def _claimed_lock(host: Host, envelope: Envelope) -> tuple[Header, int] | None:
-    """The header a host says it is locked on when it asks for a view, and the view it voted for it in."""
-    if envelope.kind != Kind.VIEW_CHANGE or envelope.sender != host.id:
-        return None
-    try:
-        change = wire.unpack(envelope.payload, ViewChange, limits.ENVELOPE_BYTES_MAX)
-    except Refusal:
-        return None  # a liar's; nobody can use it either
-    return (change.lock, change.lock_view) if change.lock is not None else None
-
-
 def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker]:
     """One of each."""
     return [
@@ -513,6 +468,9 @@ def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker
         StaysLocked(),
         NothingDropped(),
         Admitted(),
+        NoHonestBan(),
+        NoHonestRest(),
+        Patient(),
         NoHonestBlame(),
         EvidenceHolds(verify),
         BoundedQueues(),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, PeerId
 
 
 class Work(NamedTuple):
@@ -75,6 +75,10 @@ class Compute(Protocol):
 
     def work(self, state: Digest, seed: Digest, parts: int) -> Work:
         """The honest work unit of `seed` at `state`. The state is one of the newest few."""
+        ...
+
+    def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
+        """What a validator commits to when it has recomputed that work unit. The state is one of the newest few."""
         ...
 
     def forge(self, forgery: Forgery) -> Work:

@@ -8,25 +8,40 @@ none of their checks.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from crowdsurf.protocol import assignment, effects
 from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
+from crowdsurf.protocol.cases import proof_holds
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Refusal
-from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.messages import (
+    Accusation,
     Aggregate,
+    Ban,
     Commit,
     Cut,
     Envelope,
     Header,
     Kind,
+    Reason,
+    Verdict,
     indexes_of,
 )
-from crowdsurf.protocol.roster import Member, Roster
+from crowdsurf.protocol.roster import (
+    REST_DOUBLINGS_MAX,
+    REST_FORGOTTEN_STEPS,
+    REST_STEPS,
+    STRIKE_FADES_STEPS,
+    STRIKES_MAX,
+    Member,
+    Resting,
+    Roster,
+)
 from crowdsurf.protocol.sim.checker import Checker, name_of_header
 from crowdsurf.protocol.sim.host import Host
 
@@ -40,7 +55,13 @@ class Before(NamedTuple):
     previous: bytes
     """Digest of the last header."""
     beacon: Digest
-    members: tuple[Member, ...]
+    roster: Roster
+    validators: frozenset[bytes]
+    """Who validates in it."""
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self.roster.members
 
 
 @dataclass(slots=True)
@@ -95,6 +116,10 @@ class HeaderFollows(Checker):
         self._ended: dict[bytes, int] = {}
         """The last step of whoever was a member and is none any more."""
         self._nodes: dict[int, object] = {}
+        self._accusations: dict[bytes, list[Opened]] = {}
+        """By payload digest."""
+        self._verdicts: dict[tuple[bytes, bytes], set[bytes]] = {}
+        """Who found whom guilty, by case and guilty peer."""
 
     # --- collecting --------------------------------------------------------------------------------------
 
@@ -122,6 +147,9 @@ class HeaderFollows(Checker):
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
             slot = (envelope.kind, envelope.sender)
             self._asked[slot] = max(envelope.step, self._asked.get(slot, -1))
+        elif envelope.kind in (Kind.ACCUSATION, Kind.VERDICT):
+            with contextlib.suppress(Refusal):
+                self._collect_case(host.node._open(envelope))
         elif envelope.kind <= Kind.REVEAL:
             said = self._said.get(envelope.step)
             if said is None:
@@ -130,6 +158,13 @@ class HeaderFollows(Checker):
                 said.add(host.node._open(envelope))  # opened once, for its receivers too
             except Refusal:
                 return  # a liar's; nobody can use it either
+
+    def _collect_case(self, opened: Opened) -> None:
+        if isinstance(opened.payload, Accusation):
+            self._accusations.setdefault(opened.digest, []).append(opened)
+        elif isinstance(opened.payload, Verdict):
+            case = (opened.payload.case, opened.payload.guilty)
+            self._verdicts.setdefault(case, set()).add(opened.sender)
 
     # --- what an aggregate starts from -------------------------------------------------------------------
 
@@ -144,7 +179,10 @@ class HeaderFollows(Checker):
         indexes = [index for index, _ in effect.inputs]
         if indexes != sorted(set(indexes)):
             self.report(host, f"it aggregates part {effect.part} of step {effect.step} in another order than others do")
-        if any(index not in commits or commits[index].parts[effect.part] != name for index, name in effect.inputs):
+        if any(
+            index not in commits or not commits[index].parts or commits[index].parts[effect.part] != name
+            for index, name in effect.inputs
+        ):
             self.report(host, f"it aggregates bytes in step {effect.step} that no commit of the cut names")
 
     # --- what a header follows from ----------------------------------------------------------------------
@@ -154,7 +192,8 @@ class HeaderFollows(Checker):
         if step == 0 and 0 not in self._before:
             chain = host.node.chain
             members = tuple(Member(peer, 0) for peer in sorted(chain.manifest.founders))
-            self._before[0] = Before(digest("genesis", chain.run_id), first_beacon(chain.run_id), members)
+            first = first_beacon(chain.run_id)
+            self._before[0] = Before(digest("genesis", chain.run_id), first, Roster(members), frozenset())
         return self._before[step]
 
     def _check(self, host: Host, header: Header) -> None:
@@ -179,10 +218,11 @@ class HeaderFollows(Checker):
                 self.report(host, f"the header of step {header.step} {text}")
         if len(header.parts) != len(before.members) or len(header.nonces) != len(before.members):
             return  # reported above; nothing follows from it
-        after = Before(
-            name, Digest(header.beacon), _next_members(header, before, host.node.chain.manifest.missed_steps_max)
-        )
-        if header.next_roster != Roster(after.members).digest:
+        manifest = host.node.chain.manifest
+        roster = _next_roster(header, before, manifest.missed_steps_max)
+        validators = _next_validators(header, before, roster, manifest.audit.rate)
+        after = Before(name, Digest(header.beacon), roster, validators)
+        if header.next_roster != after.roster.digest:
             self.report(host, f"the header of step {header.step} leads to another roster than its facts do")
         self._before.setdefault(header.step + 1, after)
         stay = {member.peer for member in after.members}
@@ -193,6 +233,8 @@ class HeaderFollows(Checker):
     def _wrong_members(self, host: Host, header: Header, before: Before, commits: dict[int, Commit]) -> dict[str, bool]:
         manifest, members = host.node.chain.manifest, {member.peer for member in before.members}
         eligible = {peer for commit in commits.values() for peer in commit.joins} - members
+        eligible -= {*before.roster.banned}
+        eligible -= {resting.peer for resting in before.roster.resting if resting.until > header.step + 1}
         if manifest.admission != "open":
             eligible &= set(manifest.founders)
         joined = _named_by_most([commit.joins for commit in commits.values()], eligible)
@@ -206,7 +248,38 @@ class HeaderFollows(Checker):
             "lets go somebody who never said goodbye": any(
                 (Kind.LEAVE, peer) not in self._asked for peer in header.left
             ),
+            "bans somebody without evidence": any(not self._convicts(host, ban, before) for ban in header.bans),
         }
+
+    def _convicts(self, host: Host, ban: Ban, before: Before) -> bool:
+        """Whether what was said convicts a peer of just that: its own signatures, or more than half of the members."""
+        node = host.node
+        for name, opened in self._accusations_of(ban):
+            said = opened.payload
+            if not isinstance(said, Accusation) or said.step != ban.step:
+                continue
+            if said.reason == Reason.EQUIVOCATION:
+                holds = proof_holds(said, node.chain.run_id, node._verify)
+                guilty = said.accused if holds else opened.sender
+                reason = Reason.EQUIVOCATION if holds else Reason.FALSE_ACCUSATION
+                if (ban.peer, ban.reason) == (guilty, reason) and holds == (ban.case == name):
+                    return True
+                continue
+            reasons = {said.accused: said.reason, opened.sender: int(Reason.FALSE_ACCUSATION)}
+            members = {member.peer for member in before.members}
+            found = self._verdicts.get((ban.case, ban.peer), set()) & members
+            if ban.case == name and ban.reason == reasons.get(ban.peer) and 2 * len(found) > len(members):
+                return True
+        return False
+
+    def _accusations_of(self, ban: Ban) -> list[tuple[bytes, Opened]]:
+        """What a ban may rest on: the accusation its case is named after, or, of a false proof, the one that names its
+        sender too."""
+        found = [(ban.case, opened) for opened in self._accusations.get(ban.case, [])]
+        for name, accusations in self._accusations.items():
+            if ban.case == digest("payload", ban.peer + name):
+                found += [(name, opened) for opened in accusations]
+        return found
 
 
 def _named_by_most(lists: list[tuple[bytes, ...]], eligible: set[bytes]) -> tuple[bytes, ...]:
@@ -220,7 +293,7 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
     peers = [member.peer for member in before.members]
     return {
         "builds on another header than the last one": header.previous != before.previous,
-        "names another roster than the last one led to": header.roster != Roster(before.members).digest,
+        "names another roster than the last one led to": header.roster != before.roster.digest,
         "names other contributors than its cut": indexes_of(header.contributors) != indexes,
         "has contributors of less than a quorum": 2 * len(indexes) <= len(peers),
         "counts a commit that nobody signed": set(commits) != set(indexes),
@@ -236,21 +309,65 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
             nonce and (index not in commits or nonce_digest(nonce) != commits[index].nonce_digest)
             for index, nonce in enumerate(header.nonces)
         ),
+        "counts work of a step that somebody could choose the beacon of": any(header.parts)
+        and any(index < len(header.nonces) and not header.nonces[index] for index in indexes),
+        "counts work of a validator, or none of somebody else": any(
+            bool(commit.parts) == (peers[index] in before.validators) or (commit.parts and commit.finding)
+            for index, commit in commits.items()
+        ),
+        "excuses others than validators without a finding": indexes_of(header.excused)
+        != [index for index, commit in commits.items() if not commit.parts and not commit.finding],
         "has a beacon of its own": header.beacon != next_beacon(before.beacon, header.nonces),
     }
 
 
-def _next_members(header: Header, before: Before, missed_steps_max: int) -> tuple[Member, ...]:
+def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roster:
     """SPEC R-7.2 in other words."""
-    contributors = indexes_of(header.contributors)
-    duties = assignment.aggregators(before.beacon, tuple(contributors), len(before.members))
-    idle = {index for part, index in enumerate(duties) if not header.parts[part]}
-    idle |= {index for index in range(len(before.members)) if index not in contributors or not header.nonces[index]}
-    counted = [
-        Member(member.peer, member.joined, member.missed + 1 if index in idle else 0)
-        for index, member in enumerate(before.members)
-        if member.peer not in header.left
-    ]
-    stay = [member for member in counted if member.missed <= missed_steps_max]
-    new = [Member(peer, header.step + 1, 0) for peer in header.joined]
-    return tuple(sorted([*(stay or counted), *new], key=lambda member: member.peer))
+    old, contributors, after = before.members, indexes_of(header.contributors), header.step + 1
+    banned = [ban.peer for ban in header.bans]
+    silent = {index for index in contributors if not header.nonces[index]}
+    guilty = silent if len(contributors) - len(silent) > len(old) / 2 else set()
+    duties = assignment.aggregators(before.beacon, tuple(contributors), len(old))
+    lazy = set() if silent else {index for part, index in enumerate(duties) if not header.parts[part]}
+    counted = []
+    for index, member in enumerate(old):
+        strikes = member.strikes - 1 if after % STRIKE_FADES_STEPS == 0 and member.strikes else member.strikes
+        idle = index not in contributors or index in lazy or index in silent
+        blamed = (index in lazy and 2 * len(lazy) < len(contributors)) or index in guilty
+        strikes += 1 if blamed or index in indexes_of(header.excused) else 0
+        counted.append(Member(member.peer, member.joined, member.missed + 1 if idle else 0, strikes))
+    gone = {*header.left, *banned}
+    times = {rest.peer: rest.times for rest in before.roster.resting}
+    tired = {old[index].peer for index in guilty}
+    tired |= {m.peer for m in counted if m.strikes >= max(STRIKES_MAX // 2 ** times.get(m.peer, 0), 1)}
+    missing = {member.peer for member in counted if member.missed > missed_steps_max}
+    stay = [member for member in counted if member.peer not in gone | tired | missing]
+    rests = {rest.peer: rest for rest in before.roster.resting if after < rest.until + REST_FORGOTTEN_STEPS}
+    if stay:
+        for peer in tired - gone:
+            again = 1 + (rests[peer].times if peer in rests else 0)
+            rests[peer] = Resting(peer, after + REST_STEPS * 2 ** min(again - 1, REST_DOUBLINGS_MAX), again)
+    else:
+        stay = [member for member in counted if member.peer not in gone]
+        stay = stay or [member for member in counted if member.peer not in banned]
+    new = [Member(peer, after) for peer in header.joined]
+    return Roster(
+        tuple(sorted([*stay, *new], key=lambda member: member.peer)),
+        (*before.roster.banned, *banned),
+        tuple(rests[peer] for peer in sorted(rests)),
+    )
+
+
+def _next_validators(header: Header, before: Before, roster: Roster, rate: float) -> frozenset[bytes]:
+    """SPEC R-4.37 in other words: who of those in the step is drawn, if its beacon was nobody's to choose."""
+    there = [before.members[index].peer for index in indexes_of(header.contributors)]
+    if any(not header.nonces[index] for index in indexes_of(header.contributors)):
+        return frozenset()
+    members = {member.peer for member in roster.members}
+    pool = [PeerId(peer) for peer in there if peer not in {ban.peer for ban in header.bans}]
+    count = min(max(1, round(rate * len(members))), len(members) // 2) if rate else 0
+    idle = {PeerId(peer) for peer in before.validators}
+    return frozenset(
+        pair[0]
+        for pair in assignment.audits(Digest(header.beacon), pool, {PeerId(peer) for peer in members}, idle, count)
+    )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from crowdsurf.protocol import assignment, effects, events, limits
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.node import Node
@@ -22,7 +22,7 @@ from crowdsurf.protocol.sim.compute import Compute
 from crowdsurf.protocol.sim.disk import CHECKPOINT_STEPS, Disk
 from crowdsurf.protocol.sim.keys import SimulatedSigner
 from crowdsurf.protocol.sim.network import Network
-from crowdsurf.protocol.sim.timeline import Timeline
+from crowdsurf.protocol.sim.timeline import Timeline, Timings
 
 if TYPE_CHECKING:
     from crowdsurf.protocol.sim.adversaries import Adversary
@@ -42,6 +42,8 @@ CLOCK_ROUNDING_SECONDS = 1e-6
 """Going from one clock to the other and back must not make a deadline come a hair too early for ever."""
 MEMORY_STEPS = 2
 """Blobs of older steps are gone from memory."""
+PAST_STATES = 2
+"""States before the current one that a worker can still compute work units at."""
 UNEXPECTED_BLOBS_MAX = 4 * limits.ROSTER_PEERS_MAX
 """Blobs that came before anybody knew what they are."""
 
@@ -98,22 +100,6 @@ class Observer:
         """A host holds the state before `step`."""
 
 
-@dataclass(slots=True)
-class Timings:
-    """What the clock of one host shows: `local = virtual * rate + offset`."""
-
-    rate: float = 1.0
-    offset: float = 0.0
-
-    def local(self, virtual: float) -> float:
-        """The host's clock at a virtual moment."""
-        return virtual * self.rate + self.offset
-
-    def virtual(self, local: float) -> float:
-        """The virtual moment of a time on the host's clock."""
-        return (local - self.offset) / self.rate
-
-
 class Host:
     """One peer. `give` is its only door; everything else is what it does by itself."""
 
@@ -136,6 +122,7 @@ class Host:
         self.state_step = 0
         self.node: Node
         self.refused: list[effects.Refused] = []
+        self.evidence: list[Evidence] = []
         self.stories: dict[int, effects.StepCertified] = {}
         self.crash_at_effect: int | None = None
         """Die before the so-manieth effect from now."""
@@ -151,6 +138,10 @@ class Host:
         """Bytes somebody waits for, by digest, and the step they were first waited for in."""
         self._fetching: set[bytes] = set()
         self._unexpected: dict[bytes, int] = {}
+        self._past_states: list[Digest] = []
+        """What the worker remembers: the state it holds and those before it, newest last."""
+        self._own_work: tuple[int, Digest, Digest, int] | None = None
+        """The newest own work unit: step, state, seed, number of parts."""
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -169,6 +160,7 @@ class Host:
         self._life += 1
         self.alive, self.started, self.finished, self._tick_at = True, True, "", None
         self._blobs, self._expected, self._fetching, self._unexpected = {}, {}, set(), {}
+        self._past_states, self._own_work = [], None
         self.node = self.world.make_node(self.signer)
         self.node.restore(self.disk.recovered())
         self._load_newest_state()
@@ -197,6 +189,7 @@ class Host:
         """The compute worker dies: what it was doing and its state are gone; blobs are the daemon's."""
         if self.alive and not self.finished:
             self._worker_life += 1
+            self._past_states, self._own_work = [], None
             self.give(events.StateLost())
             self._worker_later(WORKER_START_SECONDS, self._load_newest_state)
 
@@ -334,6 +327,9 @@ class Host:
     def _note_refusal(self, effect: effects.Refused) -> None:
         if len(self.refused) < 1000:
             self.refused.append(effect)
+
+    def _keep_evidence(self, effect: effects.PersistEvidence) -> None:
+        self.evidence.append(effect.evidence)
 
     def _note_story(self, effect: effects.StepCertified) -> None:
         self.stories[effect.step] = effect
@@ -490,8 +486,32 @@ class Host:
             work = self.world.compute.work(self.state, effect.seed, effect.parts)
         else:
             work = self.world.compute.forge(forgery)
+        self._own_work = (effect.step, self.state, effect.seed, effect.parts)
         self._blobs.setdefault(self.step, set()).update(work.parts)
         self.give(events.WorkDone(effect.step, work.parts, work.loss, work.samples))
+
+    def _recompute(self, effect: effects.RecomputeWork) -> None:
+        """Another peer's work unit; the worker remembers the states of the last steps only."""
+        seconds = self.world.work_seconds * self.speed * (0.9 + 0.2 * self.world.chance.random())
+        self._worker_later(seconds, self._recomputed, effect)
+
+    def _recomputed(self, effect: effects.RecomputeWork) -> None:
+        step, seed, finder = effect.step, effect.seed, effect.finder
+        if effect.state not in self._past_states:
+            self.give(events.RecomputeFailed(step, seed, finder))
+            return
+        work = self.world.compute.work(effect.state, seed, effect.parts)
+        finding = self.world.compute.finding(effect.state, seed, effect.parts, finder)
+        if self.adversary is not None and finder == self.id:
+            finding = self.adversary.finding(self, effect, finding)
+        self.give(events.WorkRecomputed(step, seed, finder, work.parts, finding))
+
+    def _compute_finding(self, effect: effects.ComputeFinding) -> None:
+        """Over the own gradient, which is still in memory unless the worker died since."""
+        done = self._own_work
+        if done is not None and done[0] == effect.step and self.adversary is None:
+            finding = self.world.compute.finding(done[1], done[2], done[3], effect.finder)
+            self._worker_later(APPLY_SECONDS, self.give, events.FindingKnown(effect.step, effect.finder, finding))
 
     def _cancel_work(self, effect: effects.CancelWork) -> None:
         self._work += 1
@@ -530,6 +550,7 @@ class Host:
         self.give(events.StateReady(step, state))
 
     def _hold_state(self, step: int, digest: Digest) -> None:
+        self._past_states = [*self._past_states[-PAST_STATES:], digest]
         self.state_step, self.state = step, digest
         for see in self.world.state_observers:
             see(self, step, digest)
@@ -555,6 +576,9 @@ _ACTIONS: dict[type, Callable[[Host, object], None]] = {
     effects.RequestState: Host._request_state,  # type: ignore[dict-item]
     effects.ComputeWork: Host._compute_work,  # type: ignore[dict-item]
     effects.CancelWork: Host._cancel_work,  # type: ignore[dict-item]
+    effects.RecomputeWork: Host._recompute,  # type: ignore[dict-item]
+    effects.ComputeFinding: Host._compute_finding,  # type: ignore[dict-item]
+    effects.PersistEvidence: Host._keep_evidence,  # type: ignore[dict-item]
     effects.AggregatePart: Host._aggregate,  # type: ignore[dict-item]
     effects.ApplyUpdate: Host._apply,  # type: ignore[dict-item]
     effects.Finished: Host._finish,  # type: ignore[dict-item]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.sim.compute import Forgery, Work
 
 
@@ -34,6 +34,9 @@ class NamesCompute:
     def work(self, state: Digest, seed: Digest, parts: int) -> Work:
         unit = name_of("gradient", state, seed)
         return Work(tuple(name_of(unit, part) for part in range(parts)), 1.0, 32)
+
+    def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
+        return name_of("finding", state, seed, finder)
 
     def forge(self, forgery: Forgery) -> Work:
         unit = name_of("forged", forgery.attack, forgery.state, forgery.seed, forgery.salt)

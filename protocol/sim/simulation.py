@@ -18,11 +18,11 @@ from crowdsurf.protocol.sim.adversaries import ATTACKS, Mind
 from crowdsurf.protocol.sim.checkers import Progress, Violation, all_checkers
 from crowdsurf.protocol.sim.compute import Compute
 from crowdsurf.protocol.sim.faults import Faults
-from crowdsurf.protocol.sim.host import Host, Observer, Timings, World
+from crowdsurf.protocol.sim.host import Host, Observer, World
 from crowdsurf.protocol.sim.keys import Registry, SimulatedSigner
 from crowdsurf.protocol.sim.nemesis import Nemesis
 from crowdsurf.protocol.sim.network import Network
-from crowdsurf.protocol.sim.timeline import Timeline
+from crowdsurf.protocol.sim.timeline import Timeline, Timings
 from crowdsurf.protocol.sim.trace import TraceDigest
 
 STRANGERS_MAX = 16

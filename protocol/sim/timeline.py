@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -45,3 +46,19 @@ class Timeline:
             self.done += 1
             action(*arguments)
         return True
+
+
+@dataclass(slots=True)
+class Timings:
+    """What the clock of one host shows: `local = virtual * rate + offset`."""
+
+    rate: float = 1.0
+    offset: float = 0.0
+
+    def local(self, virtual: float) -> float:
+        """The host's clock at a virtual moment."""
+        return virtual * self.rate + self.offset
+
+    def virtual(self, local: float) -> float:
+        """The virtual moment of a time on the host's clock."""
+        return (local - self.offset) / self.rate

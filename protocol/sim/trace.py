@@ -16,8 +16,9 @@ from typing import Any
 
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.messages import Kind
+from crowdsurf.protocol.messages import Ban, Kind, Reason
 from crowdsurf.protocol.sim.host import EFFECT_TYPES, Host, Observer
 
 _EVENT_CODES = {
@@ -41,6 +42,9 @@ _EVENT_CODES = {
             events.PeerSeen,
             events.LeaveAsked,
             events.Tick,
+            events.WorkRecomputed,
+            events.RecomputeFailed,
+            events.FindingKnown,
         )
     )
 }
@@ -121,6 +125,10 @@ def _plain(host: Host, value: Any) -> Any:
         return known.number if known is not None else value[:6].hex()
     if isinstance(value, tuple | list):
         return [_plain(host, item) for item in value]
+    if isinstance(value, Ban):
+        return {"peer": _plain(host, value.peer), "reason": Reason(value.reason).name.lower(), "step": value.step}
+    if isinstance(value, Evidence):
+        return _plain(host, value.ban)
     if hasattr(value, "payload"):
         sender = _plain(host, value.sender)
         kind = Kind(value.kind).name.lower() if value.kind in _KINDS else f"kind {value.kind}"

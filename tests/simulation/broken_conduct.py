@@ -27,6 +27,7 @@ from crowdsurf.protocol.transcript import Transcript
 from tests.simulation import liars
 from tests.simulation.defect import (
     CRASHY,
+    CUT,
     LOSSY,
     NEWCOMERS,
     ROUGH,
@@ -87,7 +88,7 @@ def forgets_what_it_signed(patch: Patch) -> None:
     _recover_without(patch, "signed")
 
 
-@defect("stays_locked", (0, 1, 6), faults=Faults(crash_rate=8.0, restart_seconds_max=2.0, message_loss=0.2))
+@defect("stays_locked", (50, 53, 55), faults=Faults(crash_rate=8.0, restart_seconds_max=2.0, message_loss=0.2))
 def forgets_its_lock(patch: Patch) -> None:
     """After a restart a peer does not know what it voted for."""
     _recover_without(patch, "locks")
@@ -120,7 +121,8 @@ def signs_anew_to_say_it_again(patch: Patch) -> None:
         commit = self.transcript.commit_of(self.me)
         if commit is not None:
             slot = Slot(self.facts.head.step, 0, Kind.COMMIT, b"")
-            opened = seal(self._signer, self._run_id, slot, replace(commit, samples=commit.samples + 1))
+            voice = self._voice
+            opened = seal(voice._signer, voice._run_id, slot, replace(commit, samples=commit.samples + 1))
             self.effects += [PersistSigned(opened.envelope), SendEnvelope(self._others(), opened.envelope)]
 
     patch.setattr(StepMachine, "_resend", resend)
@@ -156,7 +158,7 @@ def does_not_verify(patch: Patch) -> None:
 # --- votes, locks and views ----------------------------------------------------------------------------------
 
 
-@defect("quorum_signed one_outcome", faults=ROUGH)
+@defect("quorum_signed one_outcome", (1, 3, 5), faults=CUT, peers=2)
 def half_is_a_quorum(patch: Patch) -> None:
     """A quorum is one vote short."""
     for module in (chain, step):
@@ -177,7 +179,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (4, 6, 7), faults=ROUGH)
+@defect("stays_locked", (5, 11, 13), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -187,7 +189,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (4, 6, 7), faults=ROUGH)
+@defect("stays_locked", (5, 11, 13), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self, believable: None)
@@ -240,7 +242,7 @@ def _without_limit(patch: Patch, module: types.ModuleType, name: str) -> None:
 # --- getting on ----------------------------------------------------------------------------------------------
 
 
-@defect("progress", (1, 3, 4), faults=LOSSY, peers=2)
+@defect("progress", (0, 2, 8), faults=LOSSY, peers=2)
 def says_everything_once(patch: Patch) -> None:
     """What got lost is not said again."""
 

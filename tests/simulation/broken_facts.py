@@ -117,13 +117,13 @@ def believes_certificates(patch: Patch) -> None:
 @defect("header_follows", liar=liars.DropsAMember)
 def believes_the_next_roster(patch: Patch) -> None:
     """A header may lead to any roster."""
-    _check_repaired(patch, lambda head, header, manifest: _consistent(head, header, manifest.missed_steps_max))
+    check_repaired(patch, lambda head, header, manifest: _consistent(head, header, manifest.missed_steps_max))
 
 
 @defect("header_follows", liar=liars.ChoosesTheBeacon)
 def believes_the_beacon(patch: Patch) -> None:
     """A header may name any beacon."""
-    _check_repaired(patch, lambda head, header, _: replace(header, beacon=next_beacon(head.beacon, header.nonces)))
+    check_repaired(patch, lambda head, header, _: replace(header, beacon=next_beacon(head.beacon, header.nonces)))
 
 
 @defect("header_follows", (0, 1, 4), faults=CRASHY)
@@ -131,13 +131,13 @@ def nobody_ever_missed_a_step(patch: Patch) -> None:
     """A member that was there once is not counted as missing again."""
 
     def next_roster(old: Any, header: Any, duties: Any, missed_steps_max: int) -> roster.Roster:
-        members = roster.next_roster(old, header, duties, missed_steps_max).members
-        return roster.Roster(tuple(roster.Member(member.peer, member.joined, 0) for member in members))
+        new = roster.next_roster(old, header, duties, missed_steps_max)
+        return replace(new, members=tuple(replace(member, missed=0) for member in new.members))
 
     patch.setattr(chain, "next_roster", next_roster)
 
 
-def _check_repaired(patch: Patch, repair: Callable[..., Any]) -> None:
+def check_repaired(patch: Patch, repair: Callable[..., Any]) -> None:
     """Leave one of the checks of a header out: check the header with that field put right."""
 
     def check(head: Any, header: Any, manifest: Any) -> Any:
@@ -157,7 +157,7 @@ def _consistent(head: Any, header: Any, missed_steps_max: int) -> Any:
 @defect("header_follows bytes_held", liar=liars.InventsAnAggregate)
 def votes_without_examining(patch: Patch) -> None:
     """A member votes for whatever is proposed."""
-    patch.setattr(step, "examine", lambda facts, said, blobs, header: outcome.Missing((), ()))
+    patch.setattr(step, "examine", lambda facts, said, blobs, header, convictions: outcome.Missing((), ()))
 
 
 @defect("bytes_held", (9, 10, 11))
@@ -206,14 +206,15 @@ def _examine_repaired(patch: Patch, fields: tuple[str, ...]) -> None:
     """Leave a check of the examination out: examine the header with these fields put right."""
     honest = outcome.examine
 
-    def examine(facts: Any, said: Any, blobs: Any, header: Any) -> outcome.Missing:
+    def examine(facts: Any, said: Any, blobs: Any, header: Any, convictions: Any) -> outcome.Missing:
         cut = said.cut(header.cut)
         if cut is None or said.missing_commits(cut, facts.peers):
-            return honest(facts, said, blobs, header)
-        right = outcome.build_header(facts, said, blobs, header.cut, cut)
+            return honest(facts, said, blobs, header, convictions)
+        right = outcome.build_header(facts, said, blobs, header.cut, cut, convictions)
         repaired = replace(header, **{name: getattr(right, name) for name in fields})
         repaired = replace(repaired, beacon=next_beacon(facts.head.beacon, repaired.nonces))
-        return honest(facts, said, blobs, _consistent(facts.head, repaired, facts.manifest.missed_steps_max))
+        repaired = _consistent(facts.head, repaired, facts.manifest.missed_steps_max)
+        return honest(facts, said, blobs, repaired, convictions)
 
     patch.setattr(step, "examine", examine)
 
@@ -231,8 +232,8 @@ def takes_work_on_another_state(patch: Patch) -> None:
     """A commit's state is not compared with our own."""
     honest = checks.check_commit
 
-    def check(facts: Any, commit: Commit) -> None:
-        honest(facts, replace(commit, state=facts.state))
+    def check(facts: Any, sender: Any, commit: Commit) -> None:
+        honest(facts, sender, replace(commit, state=facts.state))
 
     patch.setattr(checks, "check_commit", check)
 
@@ -249,7 +250,7 @@ def takes_a_part_nobody_committed(patch: Patch) -> None:
             for part, aggregator in enumerate(self.duties)
             if aggregator == self._me
             for index, commit in commits.items()
-            if commit is not None
+            if commit is not None and commit.parts
         ]
 
     patch.setattr(AcceptedCut, "_my_inputs", inputs)

@@ -38,6 +38,7 @@ DEFECTS: dict[str, Defect] = {}
 LOSSY = Faults(message_loss=0.15)
 CRASHY = Faults(crash_rate=3.0, restart_seconds_max=5.0)
 ROUGH = Faults(crash_rate=3.0, restart_seconds_max=5.0, message_loss=0.2, partition_rate=4.0)
+CUT = Faults(partition_rate=30.0, partition_asymmetric=0.0)
 NEWCOMERS = Faults(join_rate=10.0)
 COMERS_AND_GOERS = Faults(join_rate=10.0, leave_rate=2.0)
 

@@ -126,6 +126,7 @@ class ClaimsALock(Liar):
             joined=(),
             left=(),
             next_roster=none,
+            excused=bytes((size + 7) // 8),
         )
         claim = ViewChange(consistent(host, phantom), slot.view - 1)
         return (SendEnvelope(effect.to, signed(host, slot, claim)),)
@@ -273,7 +274,7 @@ class RepeatsItself(Liar):
     def say(self, host: Body, effect: SendEnvelope, payload: Payload) -> Iterable[Effect]:
         slot = slot_of(effect.envelope)
         commit = Slot(slot.step, 0, Kind.AGGREGATE, bytes(34))
-        flood = [signed(host, commit, Aggregate(bytes(32), 0, name_of(number), b"\1")) for number in range(100)]
+        flood = [signed(host, commit, Aggregate(bytes(32), 0, name_of(number), b"\1")) for number in range(300)]
         return (effect, *(SendEnvelope(effect.to, envelope) for envelope in flood))
 
 

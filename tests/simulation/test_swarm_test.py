@@ -51,3 +51,13 @@ async def test_no_promise_is_broken(first: int) -> None:
     found = await simulate_many(SimulateOptions(swarm_test=True), seeds, 2, lambda seed, answer: None)
     assert found["failures"] == []
     assert found["runs"] == BLOCK
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(0, 100, BLOCK))
+async def test_no_promise_is_broken_by_whoever_lies_either(first: int) -> None:
+    options = SimulateOptions(swarm_test=True, attack="random")
+    found = await simulate_many(options, range(first, first + BLOCK), 2, lambda seed, answer: None)
+    assert found["failures"] == []
+    assert found["runs"] == BLOCK
