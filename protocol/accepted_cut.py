@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from crowdsurf.protocol.assignment import part_bytes
+from crowdsurf.protocol.effects import CancelWork, Effect, ExpectPart, SendBlob
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Cut
 from crowdsurf.protocol.outcome import StepFacts
@@ -40,7 +42,7 @@ def lay_out(now: float, transfer_seconds: float, delivery_seconds: float) -> Sch
         parts=now + transfer_seconds,
         aggregates=aggregates,
         reveals=aggregates + delivery_seconds,
-        outcome=aggregates + 3 * delivery_seconds,
+        outcome=aggregates + 5 * delivery_seconds,
     )
 
 
@@ -67,6 +69,7 @@ class AcceptedCut:
         self.contributors = tuple(facts.peers[index] for index, _ in cut.commits)
         self.aggregating: set[int] = set()
         """Parts whose aggregation this member has started."""
+        self._facts = facts
         self._me = me
         self._transcript = transcript
         self.inputs = self._my_inputs(facts)
@@ -75,14 +78,33 @@ class AcceptedCut:
         self._open_parts = list(range(len(self.duties)))[::-1]
         self._open_reveals = list(self.contributors[::-1])
 
+    def opening(self, blobs: set[bytes], elements: int) -> list[Effect]:
+        """What a member does first: push its parts to their aggregators and expect those it aggregates; whoever is not
+        in the cut stops working."""
+        step, parts = self._facts.head.step, len(self.duties)
+        mine = self._transcript.commit_of(self._me)
+        effects: list[Effect] = []
+        if self._me not in self.contributors:
+            effects.append(CancelWork(step))
+        elif mine is not None and mine.parts:
+            for part, aggregator in enumerate(self.duties):
+                if aggregator != self._me and mine.parts[part] in blobs:
+                    effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
+        for item in self.inputs:
+            if item.digest not in blobs:
+                size = part_bytes(elements, parts, item.part)
+                effects.append(ExpectPart(step, item.part, parts, item.member, item.digest, size))
+        return effects
+
     def _my_inputs(self, facts: StepFacts) -> list[Input]:
         """Every input of the parts this member aggregates, by part and member."""
-        commits = self._transcript.commits_in(self.cut, facts.peers)
+        commits = self._transcript.commits_in(self.cut, facts.peers)  # a validator's has no parts
         return [
             Input(part, index, facts.peers[index], Digest(commit.parts[part]))
             for part, aggregator in enumerate(self.duties)
             if aggregator == self._me
             for index, commit in commits.items()
+            if commit.parts
         ]
 
     # The three questions are asked after every message, and almost always the first answer is all that matters:

@@ -1,7 +1,7 @@
 """Who does what in a step, drawn from the beacon of the step before.
 
 The idea: assignments are functions of certified facts only (beacon, roster, the cut's contributors), so every
-peer knows everyone's duties without a message. SPEC R-4.2 to R-4.6. Validators and targets will be drawn here too.
+peer knows everyone's duties without a message. SPEC R-4.2 to R-4.6, R-4.37.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import itertools
 
 from crowdsurf.protocol import beacon
-from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.roster import Roster
 
 ELEMENT_BYTES = 4
@@ -60,3 +60,22 @@ def aggregation_seed(cut: bytes, part: int) -> Digest:
     It is no secret: who commits last, or proposes the cut, can compute it before deciding and try until it suits.
     """
     return digest("aggregation seed", cut + part.to_bytes(4, "big"))
+
+
+def validators_of(members: int, rate: float) -> int:
+    """How many members validate in a step: the share `rate`, one at least, half of them at most; none at rate 0."""
+    if not rate:
+        return 0
+    return min(max(1, round(rate * members)), members // 2)
+
+
+def audits(
+    drawn_beacon: bytes, pool: list[PeerId], members: set[PeerId], idle: set[PeerId], count: int
+) -> list[tuple[PeerId, PeerId]]:
+    """Pairs (validator, target), all distinct, from the pool in random order: its first `count` members validate, the
+    first of all others that have computed a gradient are validated. `idle` ones were validators themselves and have
+    none."""
+    order = [pool[index] for index in beacon.shuffle(drawn_beacon, "audits", len(pool))]
+    validators = [peer for peer in order if peer in members][:count]
+    targets = [peer for peer in order if peer not in validators and peer not in idle]
+    return list(zip(validators, targets, strict=False))

@@ -13,10 +13,34 @@ from crowdsurf.protocol import assignment, limits, wire
 from crowdsurf.protocol.beacon import first_beacon, next_beacon
 from crowdsurf.protocol.envelope import Slot, Verify, signed_bytes
 from crowdsurf.protocol.errors import Code, Refusal
-from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.manifest import Manifest, run_id_of
-from crowdsurf.protocol.messages import Certificate, Header, Kind, Vote, header_digest, indexes_of, payload_digest
-from crowdsurf.protocol.roster import Roster, founding_roster, next_roster, quorum_of
+from crowdsurf.protocol.messages import (
+    REASONS,
+    Ban,
+    Certificate,
+    Header,
+    Kind,
+    Vote,
+    header_digest,
+    indexes_of,
+    payload_digest,
+)
+from crowdsurf.protocol.roster import Roster, founding_roster, next_roster, quorum_of, withheld
+
+
+class Audit(NamedTuple):
+    """One validator and the work unit it recomputes."""
+
+    validator: PeerId
+    target: PeerId
+    step: int
+    """The step the work was done in."""
+    seed: Digest
+    parts: int
+    """Into how many parts it was cut."""
+    state: Digest
+    """The state it was done at."""
 
 
 class Head(NamedTuple):
@@ -28,6 +52,17 @@ class Head(NamedTuple):
     """Digest of the last header (of the run id before step 0)."""
     roster: Roster
     beacon: Digest
+    audits: tuple[Audit, ...] = ()
+    """Who validates whom in the next step: work of the last one, drawn from its beacon."""
+
+    def audit_of(self, validator: PeerId) -> Audit | None:
+        """What a member validates in the next step, instead of working itself."""
+        return next((audit for audit in self.audits if audit.validator == validator), None)
+
+    @property
+    def validators(self) -> frozenset[int]:
+        """Member indexes of those that validate in the next step."""
+        return frozenset(self.roster.indexes[audit.validator] for audit in self.audits)
 
 
 def genesis(manifest: Manifest) -> Head:
@@ -41,6 +76,24 @@ def following_roster(head: Head, header: Header, missed_steps_max: int) -> Roste
     contributors = tuple(indexes_of(header.contributors))
     duties = assignment.aggregators(head.beacon, contributors, len(head.roster))
     return next_roster(head.roster, header, duties, missed_steps_max)
+
+
+def following_audits(head: Head, header: Header, roster: Roster, rate: float) -> tuple[Audit, ...]:
+    """Who validates whom in the step after a header. Drawn among all that were in the step; validators must still be
+    members, whose work is looked at need not: nobody escapes by leaving. Of a void step nothing counts, so nothing is
+    validated (SPEC R-4.37)."""
+    if withheld(header):
+        return ()
+    banned = {ban.peer for ban in header.bans}
+    pool = [head.roster.peers[index] for index in indexes_of(header.contributors)]
+    pool = [peer for peer in pool if peer not in banned]
+    idle, count = {audit.validator for audit in head.audits}, assignment.validators_of(len(roster), rate)
+    pairs = assignment.audits(Digest(header.beacon), pool, set(roster.peers), idle, count)
+    parts = len(head.roster)
+    return tuple(
+        Audit(validator, target, header.step, assignment.work_seed(head.beacon, target), parts, Digest(header.state))
+        for validator, target in pairs
+    )
 
 
 def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
@@ -62,8 +115,12 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
         "the contributors": not _contributors_ok(contributors, header, manifest, size),
         "the nonces": any(nonce and index not in contributors for index, nonce in enumerate(header.nonces)),
         "the beacon": header.beacon != next_beacon(head.beacon, header.nonces),
-        "who joined": not _sorted_distinct(header.joined) or bool(members & set(header.joined)),
+        "who joined": not _sorted_distinct(header.joined)
+        or bool((members | head.roster.kept_out(head.step + 1)) & set(header.joined)),
         "who left": not _sorted_distinct(header.left) or not set(header.left) <= members,
+        "who is excused": not _excused_ok(head, header),
+        "who is banned": not _bans_ok(head.roster, header),
+        "the parts of a void step": any(header.parts) and bool(withheld(header)),
     }
     wrong = [name for name, failed in problems.items() if failed]
     if wrong:
@@ -77,6 +134,21 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
 def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest, size: int) -> bool:
     enough = len(contributors) >= max(1, quorum_of(size, manifest.quorum))
     return enough and contributors[-1] < size and len(header.contributors) == (size + 7) // 8
+
+
+def _excused_ok(head: Head, header: Header) -> bool:
+    """Validators in the step, no others."""
+    bits, size = int.from_bytes(header.excused, "little"), (len(head.roster) + 7) // 8
+    idle = sum(1 << index for index in head.validators) & int.from_bytes(header.contributors, "little")
+    return len(header.excused) == size and not bits & ~idle
+
+
+def _bans_ok(roster: Roster, header: Header) -> bool:
+    """Known reasons, nobody twice, nobody who joins in the same breath, and somebody is left."""
+    banned = tuple(ban.peer for ban in header.bans)
+    known = all(ban.reason in REASONS and ban.step <= header.step for ban in header.bans)
+    new = not set(banned) & (roster.outlaws | set(header.joined))
+    return known and new and _sorted_distinct(banned) and bool(set(roster.peers) - set(banned))
 
 
 def _sorted_distinct(peers: tuple[bytes, ...]) -> bool:
@@ -96,6 +168,8 @@ class Chain:
         self.manifest = manifest
         self.run_id = run_id_of(manifest)
         self.head = genesis(manifest)
+        self.bans: list[tuple[int, Ban]] = []
+        """Who was banned, and by the header of which step; the newest `BANNED_MAX`."""
 
     def check(self, certificate: Certificate, verify: Verify) -> Head:
         """The head after this certificate. Raises Refusal (STALE, FUTURE, BAD_OUTCOME, BAD_CERTIFICATE)."""
@@ -106,11 +180,14 @@ class Chain:
             raise Refusal(Code.FUTURE, f"the next step is {head.step}, not {header.step}")
         roster = check_header(head, header, self.manifest)
         self._check_votes(certificate, verify)
-        return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon))
+        audits = following_audits(head, header, roster, self.manifest.audit.rate)
+        return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon), audits)
 
     def extend(self, certificate: Certificate, verify: Verify) -> None:
         """Append a certificate. Raises Refusal as `check` does; the chain is unchanged then."""
         self.head = self.check(certificate, verify)
+        self.bans += [(certificate.header.step, ban) for ban in certificate.header.bans]
+        del self.bans[: -limits.BANNED_MAX]
 
     def _check_votes(self, certificate: Certificate, verify: Verify) -> None:
         header, roster = certificate.header, self.head.roster

@@ -9,21 +9,61 @@ from __future__ import annotations
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
-from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Reveal
+from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Reveal
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.transcript import Transcript
 
+_VIEWLESS = frozenset(
+    int(kind)
+    for kind in (Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE, Kind.ACCUSATION, Kind.VERDICT)
+)
+CASE_KINDS = frozenset((int(Kind.ACCUSATION), int(Kind.VERDICT)))
+"""What is said about cases; it outlives the step it is said in."""
+_WITH_SUBJECT = frozenset(int(kind) for kind in (Kind.AGGREGATE, Kind.ACCUSATION, Kind.VERDICT))
 
-def check_commit(facts: StepFacts, commit: Commit) -> None:
-    """R-4.8: same chain, same state, one part per member, named peers sorted. Raises Refusal."""
+
+def check_slot_form(envelope: Envelope) -> None:
+    """A kind has one shape of slot, so that nobody can fill many. Raises Refusal(MALFORMED)."""
+    kind = envelope.kind
+    if envelope.view != 0 and kind in _VIEWLESS:
+        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} does not belong to a view")
+    if envelope.subject and kind not in _WITH_SUBJECT:
+        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} has no subject")
+    if envelope.view == 0 and kind == Kind.VIEW_CHANGE:
+        raise Refusal(Code.MALFORMED, "nobody changes to the first view")
+
+
+def check_message(facts: StepFacts, transcript: Transcript, opened: Opened, proposer: PeerId) -> None:
+    """What holds for any message of this step; `proposer` is that of the message's view. Raises Refusal."""
+    payload, view = opened.payload, opened.envelope.view
+    if isinstance(payload, Commit):
+        check_commit(facts, opened.sender, payload)
+    elif isinstance(payload, Cut):
+        check_proposer(opened.sender, view, proposer)
+        check_cut(facts, payload)
+    elif isinstance(payload, Aggregate):
+        check_aggregate(facts, transcript, opened, payload)
+    elif isinstance(payload, Reveal):
+        check_reveal(transcript, opened.sender, payload)
+    elif isinstance(payload, Header):
+        check_proposer(opened.sender, view, proposer)
+        if payload.step != facts.head.step:
+            raise Refusal(Code.BAD_OUTCOME, "an outcome for another step")
+
+
+def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
+    """R-4.8: same chain, same state, one part per member or, from a validator, a finding; named peers sorted.
+    Raises Refusal."""
     if commit.previous != facts.head.previous:
         raise Refusal(Code.WRONG_CHAIN, "the commit builds on another header")
     if commit.state != facts.state:
         raise Refusal(Code.BAD_COMMIT, "the commit starts from another state")
-    if len(commit.parts) != len(facts.peers):
-        raise Refusal(Code.BAD_COMMIT, f"{len(commit.parts)} parts where the roster has {len(facts.peers)} members")
+    validates = facts.head.audit_of(sender) is not None
+    expected, findings = (0, (0, DIGEST_BYTES)) if validates else (len(facts.peers), (0,))
+    if len(commit.parts) != expected or len(commit.finding) not in findings:
+        raise Refusal(Code.BAD_COMMIT, f"{len(commit.parts)} parts and a finding of {len(commit.finding)} bytes")
     for names in (commit.joins, commit.leaves):
         if list(names) != sorted(set(names)):
             raise Refusal(Code.BAD_COMMIT, "named peers must be sorted and distinct")
@@ -63,8 +103,8 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
     if known.duties[aggregate.part] != opened.sender:
         raise Refusal(Code.BAD_AGGREGATE, f"part {aggregate.part} is not this member's to aggregate")
     included = int.from_bytes(aggregate.included, "little")
-    if not included or included & ~known.contributors:
-        raise Refusal(Code.BAD_AGGREGATE, "it includes parts of members that are not in the cut")
+    if not included or included & ~known.working:
+        raise Refusal(Code.BAD_AGGREGATE, "it includes parts of members that have none in the cut")
 
 
 def check_reveal(transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Certificate, Envelope, Header
+from crowdsurf.protocol.messages import Ban, Certificate, Envelope, Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,26 @@ class ComputeWork:
 
 
 @dataclass(frozen=True, slots=True)
+class RecomputeWork:
+    """Compute another peer's work unit of a past step: the gradient at `state`, the one before it, for its `seed`."""
+
+    step: int
+    seed: Digest
+    parts: int
+    state: Digest
+    finder: PeerId
+    """Whose finding over it is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeFinding:
+    """Work out what a validator of this peer's own gradient of a past step must have found."""
+
+    step: int
+    finder: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class CancelWork:
     """The step goes on without this peer's work unit."""
 
@@ -155,6 +176,13 @@ class ApplyUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistEvidence:
+    """Keep what convicted a peer, for people and for anyone who asks (`crowdsurf why`)."""
+
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Something a peer sent was refused; for logs, metrics and scores."""
 
@@ -175,6 +203,9 @@ class StepCertified:
     joined: tuple[PeerId, ...]
     left: tuple[PeerId, ...]
     roster: tuple[PeerId, ...]
+    banned: tuple[Ban, ...] = ()
+    is_void: bool = False
+    """A nonce was withheld: nothing of the step counts, and the next one does it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +217,10 @@ class RosterChanged:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The run is over for this peer, in order: its last step is certified, or it has left the roster."""
+    """The run is over for this peer, in order: its last step is certified, or it has left the roster, or was banned."""
 
     reason: str
+    banned: bool = False
 
 
 Effect = (
@@ -205,9 +237,12 @@ Effect = (
     | SendBlob
     | FetchBlob
     | ComputeWork
+    | RecomputeWork
+    | ComputeFinding
     | CancelWork
     | AggregatePart
     | ApplyUpdate
+    | PersistEvidence
     | Refused
     | StepCertified
     | RosterChanged

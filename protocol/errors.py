@@ -59,6 +59,8 @@ class Code(enum.Enum):
     WRONG_DIGEST = "wrong_digest"
     QUEUE_FULL = "queue_full"
     EXPIRED = "expired"
+    BAD_ACCUSATION = "bad_accusation"
+    BANNED = "banned"
 
 
 _IGNORED = frozenset(
@@ -71,6 +73,7 @@ _IGNORED = frozenset(
         Code.QUEUE_FULL,
         Code.EXPIRED,
         Code.UNEXPECTED_BLOB,
+        Code.BANNED,
     }
 )
 

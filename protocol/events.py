@@ -100,6 +100,36 @@ class WorkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkRecomputed:
+    """Another peer's work unit of a past step, as it should have been."""
+
+    step: int
+    seed: Digest
+    finder: PeerId
+    parts: tuple[Digest, ...]
+    finding: Digest
+    """What `finder` must commit to as its validator."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputeFailed:
+    """It cannot be recomputed here: the state before that step is not remembered, or it failed."""
+
+    step: int
+    seed: Digest
+    finder: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class FindingKnown:
+    """What the validator of this peer's own gradient of a step must have found."""
+
+    step: int
+    finder: PeerId
+    finding: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class PartAggregated:
     """The aggregate of a part is computed and held as a blob; `included` are the member indexes that went in."""
 
@@ -147,6 +177,9 @@ Event = (
     | BlobFailed
     | WorkDone
     | WorkFailed
+    | WorkRecomputed
+    | RecomputeFailed
+    | FindingKnown
     | PartAggregated
     | PeerGone
     | PeerSeen

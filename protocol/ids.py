@@ -85,3 +85,12 @@ BLOB_CONTEXT = "blob"
 def blob_digest(data: bytes | memoryview) -> Digest:
     """The digest that names raw tensor bytes; blobs are content-addressed by it."""
     return digest(BLOB_CONTEXT, data)
+
+
+def finding_digest(finder: PeerId, gradient: bytes | memoryview) -> Digest:
+    """What a validator commits to when it has recomputed a gradient: float32, little-endian, all parts in order.
+    Its own peer id goes in first, so that no validator can use what another one found."""
+    hasher = blake3(derive_key_context=_CONTEXT + "finding")
+    hasher.update(finder)
+    hasher.update(gradient)
+    return Digest(hasher.digest())

@@ -53,7 +53,23 @@ VIEWS_MAX = 1 << 16
 """Views of one step. Back-off doubles the wait, so an honest swarm never gets near."""
 
 EVIDENCE_MAX = 256
-"""Equivocation proofs kept in memory; one per member is enough to ban (issue: verify, accuse, ban)."""
+"""Cases a peer keeps open at once, one for every member; those that are decided or too old make room."""
+
+CASE_STEPS = 8
+"""A case can be opened and judged in this many steps after the one it is about; what it takes is kept no longer."""
+
+CASES_PER_ACCUSER_MAX = 2 * (CASE_STEPS + 1)
+"""Open cases of one accuser that somebody has to recompute: in every step it can be one validator and one target, so
+nobody who is drawn honestly gets beyond it."""
+
+BANS_PER_HEADER_MAX = 32
+"""Peers banned by one header; more wait for the next."""
+
+BANNED_MAX = 1024
+"""Banned peers remembered by the roster; beyond them the oldest is forgotten, which probation makes costly to use."""
+
+PROOF_BYTES_MAX = 1024
+"""A proof of equivocation: two payload digests and signatures for one slot."""
 
 ADDRESSES_PER_PEER_MAX = 16
 """Multiaddresses in one DHT record or invite."""

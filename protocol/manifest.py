@@ -90,6 +90,16 @@ class RuleSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rule parameters; checked by the rule itself."""
 
 
+class AuditSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Random audits: who is drawn recomputes another member's work instead of doing its own."""
+
+    rate: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.0625
+    """Share of the members that validate in every step, one at least; it is what security costs in computing. 0 trusts
+    everybody."""
+    comparison: Annotated[str, msgspec.Meta(pattern=r"^exact\Z")] = "exact"
+    """How recomputed work is compared: `exact` needs the same software on the same kind of device."""
+
+
 class DeadlineSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds of the adaptive deadlines, in seconds. Inside them a deadline is the median of recent arrivals plus
     `deviations` median absolute deviations."""
@@ -124,6 +134,7 @@ class Manifest(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     optimizer: OptimizerSection
     rule: RuleSection = RuleSection()
     deadlines: DeadlineSection = DeadlineSection()
+    audit: AuditSection = AuditSection()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     """Seed of the initial parameters and of the first beacon."""
     steps: Count = 0

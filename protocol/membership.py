@@ -30,6 +30,8 @@ class Membership:
         self._check_age(step, head)
         if peer in head.roster.indexes:
             raise Refusal(Code.DUPLICATE, "it is a member already")
+        if peer in head.roster.kept_out(head.step + 1):
+            raise Refusal(Code.BANNED, "it is banned, or left out for a while")
         if self._manifest.admission != "open" and peer not in self._manifest.founders:
             raise Refusal(Code.NOT_MEMBER, "only founders are admitted to this run")
         if step <= self._left.get(peer, -1):
@@ -63,12 +65,14 @@ class Membership:
         oldest = head.step - limits.JOIN_WINDOW_STEPS
         self._left = {peer: step for peer, step in self._left.items() if step >= oldest}
         self._joins = OrderedDict(
-            (peer, step) for peer, step in self._joins.items() if peer not in members and step >= oldest
+            (peer, step)
+            for peer, step in self._joins.items()
+            if peer not in members and peer not in head.roster.outlaws and step >= oldest
         )
 
     def joins(self, head: Head) -> set[PeerId]:
         """Peers our next commit names as newcomers."""
-        return set(self._joins) - set(head.roster.peers)
+        return set(self._joins) - set(head.roster.peers) - head.roster.kept_out(head.step + 1)
 
     def leaves(self, head: Head) -> set[PeerId]:
         """Members our next commit names as leaving."""

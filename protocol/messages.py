@@ -1,11 +1,10 @@
 """What peers say to each other: frozen structures that are valid once they exist.
 
-The idea: seven signed kinds make a step, two more change the roster, and two unsigned packets help a peer
-that lacks something. Every field is bounded here, so later code never asks "how long can this be?"; rules
-that need the roster or the step live where those are known (`step.py`, `chain.py`). SPEC.md §2.
+The idea: seven signed kinds make a step, two more change the roster, two accuse and judge, and two unsigned packets
+help a peer that lacks something. Every field is bounded here, so later code never asks "how long can this be?";
+rules that need the roster or the step live where those are known (`step.py`, `chain.py`, `tribunal.py`). SPEC.md §2.
 
-Numbers 16 to 31 of `Kind` are kept for the verification messages (projections, findings, accusations,
-attestations, verdicts) that come with their own issue.
+Of the numbers 16 to 31 of `Kind`, those of projections and attestations are still free.
 """
 
 from __future__ import annotations
@@ -42,17 +41,37 @@ class Kind(enum.IntEnum):
     VIEW_CHANGE = 7
     JOIN = 8
     LEAVE = 9
+    ACCUSATION = 17
+    VERDICT = 18
+
+
+class Reason(enum.IntEnum):
+    """What a peer can be banned for. Class A convicts by the offender's own signatures, class B by a recomputation
+    that a quorum signs (SPEC §6)."""
+
+    EQUIVOCATION = 1
+    """Class A: signed two payloads for one slot."""
+    WRONG_GRADIENT = 2
+    """Class B: its committed parts are not those of its work unit."""
+    WRONG_FINDING = 3
+    """Class B: as validator it committed to something it did not recompute."""
+    FALSE_ACCUSATION = 4
+    """Accused somebody of what turned out not to be so."""
+
+
+REASONS = frozenset(int(reason) for reason in Reason)
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A contributor binds itself to its work before it sees anybody else's (BTARD, message 1)."""
+    """A contributor binds itself to its work before it sees anybody else's (BTARD, message 1): to its gradient, or, if
+    it validates in this step, to what it found when it recomputed another's of the step before."""
 
     previous: DigestBytes
     """Digest of the header this step builds on."""
     state: DigestBytes
     """Digest of the state the gradient was computed from."""
-    parts: Annotated[tuple[DigestBytes, ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)]
-    """Blob digest of every part of the gradient, one part per roster member."""
+    parts: Annotated[tuple[DigestBytes, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)]
+    """Blob digest of every part of the gradient, one part per roster member; none from a validator."""
     nonce_digest: DigestBytes
     """Digest of the random nonce revealed later for the beacon."""
     loss: float
@@ -63,6 +82,9 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Peers whose join request this contributor has seen, sorted."""
     leaves: NamedPeers = ()
     """Members whose leave message this contributor has seen, sorted."""
+    finding: OptionalDigest = b""
+    """Of a validator: digest over its own peer id and the gradient it recomputed. Nothing its target has published
+    tells it, so who has not recomputed cannot agree. Empty if it could not, which costs a strike."""
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -94,8 +116,19 @@ class Reveal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     nonce: DigestBytes
 
 
+class Ban(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer is out for good. The evidence is outside of the chain; its name is here."""
+
+    peer: PeerBytes
+    reason: Annotated[int, msgspec.Meta(ge=1, le=255)]
+    step: Step
+    """The step it did it in."""
+    case: DigestBytes
+    """Payload digest of the accusation that convicted it."""
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A step's outcome. With signatures of a quorum it is a certificate. Verdicts join it with their issue."""
+    """A step's outcome. With signatures of a quorum it is a certificate."""
 
     step: Step
     previous: DigestBytes
@@ -112,6 +145,10 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     joined: PeerList
     left: PeerList
     next_roster: DigestBytes
+    excused: Bitmap = b""
+    """Validators that could not recompute what they were to."""
+    bans: Annotated[tuple[Ban, ...], msgspec.Meta(max_length=limits.BANS_PER_HEADER_MAX)] = ()
+    """Peers that are banned from the next step on, by rising peer id."""
 
 
 class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -133,6 +170,26 @@ class Join(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A member says goodbye."""
+
+
+class Accusation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer says that another one cheated, in one step, in one way. A false one is itself a reason for a ban."""
+
+    accused: PeerBytes
+    reason: Annotated[int, msgspec.Meta(ge=1, le=255)]
+    step: Step
+    """The step it was done in."""
+    proof: Annotated[bytes, msgspec.Meta(max_length=limits.PROOF_BYTES_MAX)] = b""
+    """Class A: what convicts by itself (`cases.Proof`); empty for class B."""
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a member found when it recomputed what an accusation is about."""
+
+    case: DigestBytes
+    """Payload digest of the accusation."""
+    guilty: PeerBytes
+    """The accused, or the accuser."""
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -166,7 +223,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     digests: Annotated[tuple[DigestBytes, ...], msgspec.Meta(min_length=1, max_length=limits.WANTS_PER_MESSAGE_MAX)]
 
 
-Payload = Commit | Cut | Aggregate | Reveal | Header | Vote | ViewChange | Join | Leave
+Payload = Commit | Cut | Aggregate | Reveal | Header | Vote | ViewChange | Join | Leave | Accusation | Verdict
 
 PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.COMMIT: Commit,
@@ -178,6 +235,8 @@ PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.VIEW_CHANGE: ViewChange,
     Kind.JOIN: Join,
     Kind.LEAVE: Leave,
+    Kind.ACCUSATION: Accusation,
+    Kind.VERDICT: Verdict,
 }
 
 

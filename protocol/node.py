@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol import events, limits
+from crowdsurf.protocol.auditor import Auditor
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
+from crowdsurf.protocol.checks import CASE_KINDS, check_slot_form
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.effects import (
     CancelWork,
@@ -54,11 +56,11 @@ from crowdsurf.protocol.messages import (
     indexes_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.step import StepMachine
 
 _ADVANCING = (events.EnvelopeReceived, events.BlobArrived, events.WorkDone, events.PartAggregated)
 """Events after which the machine has looked at its table itself."""
-_VIEWLESS = frozenset(int(kind) for kind in (Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE))
 
 
 @dataclass(slots=True)
@@ -101,6 +103,7 @@ class Node:
         self._chain_asked_until: float | None = None
         self._announce_at: float | None = None
         self._recovered = Recovered()
+        self.auditor = Auditor(signer, self.chain.run_id, verify, manifest.quorum)
         self._leaving = False
         self._asked_to_join = False
         self._leave_asked_step = 0
@@ -121,6 +124,7 @@ class Node:
             self._help_after_the_end(event)
         else:
             self._dispatch(event, now)
+            self._take_convictions(now)
             if self.machine is not None:
                 self._collect(now)
             self._progress(now)
@@ -148,10 +152,7 @@ class Node:
     def _dispatch(self, event: Event, now: float) -> None:
         machine = self.machine
         if isinstance(event, events.EnvelopeReceived):
-            try:
-                self._on_envelope(event.source, event.envelope, now)
-            except Refusal as refusal:
-                self._refuse(event.source, refusal)
+            self._guard(event.source, lambda: self._on_envelope(event.source, event.envelope, now))
         elif isinstance(event, events.CertificateReceived):
             self._guard(event.source, lambda: self._on_certificates(event.source, (event.certificate,), now))
         elif isinstance(event, events.ChainReceived):
@@ -183,6 +184,15 @@ class Node:
             machine.on_work_done(event, now)
         elif machine is not None and isinstance(event, events.WorkFailed) and event.step == self._step:
             machine.on_work_failed()
+        elif isinstance(event, events.WorkRecomputed):
+            if machine is not None:
+                machine.on_recomputed(event, now)
+            self.auditor.on_recomputed(event, self.chain.head)
+        elif isinstance(event, events.RecomputeFailed):
+            if machine is not None and event.finder == self.me:
+                machine.on_recompute_failed(event.step, now)
+        elif isinstance(event, events.FindingKnown):
+            self.auditor.on_finding(event, self.chain.head)
         elif machine is not None and isinstance(event, events.PartAggregated) and event.step == self._step:
             machine.on_part_aggregated(event, now)
         else:
@@ -220,8 +230,17 @@ class Node:
         self._gone.discard(source)
         if envelope.run_id != self.chain.run_id:
             raise Refusal(Code.WRONG_RUN, "the message belongs to another run")
+        if {envelope.sender, source} & self.chain.head.roster.outlaws:
+            raise Refusal(Code.BANNED, "it is banned from this run")
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
             self._on_membership(self._open(envelope), now)
+            return
+        if envelope.kind in CASE_KINDS:
+            if envelope.sender not in self.chain.head.roster.indexes:
+                raise Refusal(Code.NOT_MEMBER, "only members accuse and judge")
+            check_slot_form(envelope)
+            heard = self.machine.transcript if self.machine is not None else None
+            self.auditor.on_message(source, self._open(envelope), self.chain.head, heard)
             return
         if envelope.step < self._step:
             self._on_late(source, envelope)
@@ -238,13 +257,14 @@ class Node:
         if self.machine is None:
             return
         opened = self._open(envelope)
-        _check_slot_form(envelope)
+        check_slot_form(envelope)
         conflict = self.machine.transcript.check_slot(opened)
         if conflict is not None:
             if isinstance(opened.payload, Commit):
                 self.machine.transcript.add_conflicting(opened)
             if len(self.evidence) < limits.EVIDENCE_MAX:
                 self.evidence.append(conflict)
+            self.auditor.on_conflict(conflict, self.chain.head)
             raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
         self.machine.on_message(opened, now)
 
@@ -268,9 +288,11 @@ class Node:
         kept.append(envelope)
 
     def _on_membership(self, opened: Opened, now: float) -> None:
-        _check_slot_form(opened.envelope)
+        check_slot_form(opened.envelope)
         head = self.chain.head
         if isinstance(opened.payload, Join):
+            if opened.sender in head.roster.rests and opened.envelope.step < self._step:
+                self._help(opened.sender, opened.envelope.step)  # left out for a while, it follows from afar
             self.membership.on_join(opened.sender, opened.envelope.step, head)
         elif isinstance(opened.payload, Leave):
             if self.membership.departed(opened.sender):
@@ -284,8 +306,8 @@ class Node:
         if self.machine is None or not self._is_contact(event.source):
             return
         for name in event.digests:
-            for opened in self.machine.forwardable(name):
-                self._effects.append(SendEnvelope((event.source,), opened.envelope))
+            found = [opened.envelope for opened in self.machine.transcript.find(name)] or self.auditor.messages(name)
+            self._effects += [SendEnvelope((event.source,), envelope) for envelope in found]
 
     def _on_late(self, source: PeerId, envelope: Envelope) -> None:
         """A message of a step that is over. The last votes of a step always come late; anything else, or a vote
@@ -326,6 +348,16 @@ class Node:
                 raise Refusal(Code.FUTURE, f"step {certificate.header.step} is not known here yet")
             self._certified(certificate, view=max(view for _, view, _ in certificate.votes))
 
+    def _take_convictions(self, now: float) -> None:
+        """Do what the auditor wants done, and let the step under way ban whom it convicts."""
+        self._effects += self.auditor.take_effects()
+        machine = self.machine
+        if machine is not None and (self.auditor.has_cases or machine.convictions):
+            convictions = self.auditor.convictions(self.chain.head)
+            if convictions != machine.convictions:
+                machine.convictions = convictions
+                machine.advance(now)
+
     def _collect(self, now: float) -> None:
         """Take the machine's effects and, if its step is certified, move on."""
         machine = self.machine
@@ -348,11 +380,10 @@ class Node:
         self.catch_up.remember(certificate)
         self._effects.append(PersistCertificate(certificate))
         voters = {head.roster.peers[index] for index, _, _ in certificate.votes}
-        left = tuple(PeerId(peer) for peer in certificate.header.left if peer != self.me)
-        # Who leaves is no contact any more, and needs nothing but this to go.
-        lagging = tuple(peer for peer in self.contacts() if peer not in voters) + left
-        if lagging:
-            self._effects.append(SendCertificates(lagging, (certificate,)))
+        transcript = self.machine.transcript if self.machine is not None else None
+        self.auditor.on_certified(head, certificate, self.chain.head, transcript)
+        self._effects += self.auditor.take_effects()
+        self._pass_on(certificate, voters)
         self._effects.append(self._story(certificate, head.roster.peers, view))
         if self.machine is not None:
             header = certificate.header
@@ -367,9 +398,24 @@ class Node:
             if (kept := [envelope for envelope in envelopes if envelope.step >= self._step])
         }
         self.membership.on_head(head.roster, self.chain.head)
+        if self.me in self.chain.head.roster.outlaws:
+            self._finish("this peer is banned from the run", banned=True)
         self._gone &= self._contacts()
         if head.roster.peers != self.chain.head.roster.peers:
             self._effects.append(RosterChanged(self.contacts()))
+
+    def _pass_on(self, certificate: Certificate, voters: set[PeerId]) -> None:
+        """Send a certificate to everybody who may lack it."""
+        header = certificate.header
+        # Who leaves is no contact any more, and needs nothing but this to go.
+        left = tuple(PeerId(peer) for peer in header.left if peer != self.me)
+        lagging = tuple(peer for peer in self.contacts() if peer not in voters) + left
+        if lagging:
+            self._effects.append(SendCertificates(lagging, (certificate,)))
+        banned = tuple(PeerId(ban.peer) for ban in header.bans if ban.peer != self.me)
+        if banned:
+            # Nobody answers it any more: what it needs to learn of its ban goes now.
+            self._effects.append(SendCertificates(banned, self.catch_up.since(max(0, header.step - limits.CASE_STEPS))))
 
     def _story(self, certificate: Certificate, peers: tuple[PeerId, ...], view: int) -> StepCertified:
         header = certificate.header
@@ -386,6 +432,8 @@ class Node:
             joined=tuple(PeerId(peer) for peer in header.joined),
             left=tuple(PeerId(peer) for peer in header.left),
             roster=self.chain.head.roster.peers,
+            banned=header.bans,
+            is_void=bool(withheld(header)),
         )
 
     # --- progress ----------------------------------------------------------------------------------------
@@ -435,8 +483,11 @@ class Node:
         machine.gone = self._gone
         machine.joins, machine.leaves = self.membership.joins(head), self.membership.leaves(head)
         self.machine = machine
+        machine.convictions = self.auditor.convictions(head)
         self._announce_at = now if self._leaving else None
         signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
+        self.auditor.recall(signed, head)
+        signed = [opened for opened in signed if opened.envelope.kind not in CASE_KINDS]
         locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
         heard = [envelope for envelope in self._recovered.heard if envelope.step == head.step]
         machine.start(signed, self._openable(heard), max(locks, key=lambda lock: lock[1], default=None), now)
@@ -497,10 +548,11 @@ class Node:
         self._chain_asked_until = now + 8 * self._timing.delivery_seconds
         self._effects.append(RequestChain(peer, self._step))
 
-    def _finish(self, reason: str) -> None:
-        self.finished = True
-        self._drop_machine()
-        self._effects.append(Finished(reason))
+    def _finish(self, reason: str, banned: bool = False) -> None:
+        if not self.finished:
+            self.finished = True
+            self._drop_machine()
+            self._effects.append(Finished(reason, banned))
 
     def _note_ahead(self, source: PeerId, step: int) -> None:
         """Remember whom to ask for the chain: any member, and strangers as long as there is room."""
@@ -526,20 +578,9 @@ class Node:
 
     def _is_known(self, peer: PeerId) -> bool:
         """Whether a peer is a contact, or was a member until lately and may still think it is one."""
-        return self._is_contact(peer) or self.membership.departed(peer)
+        return self._is_contact(peer) or self.membership.departed(peer) or peer in self.chain.head.roster.rests
 
     def _reachable(self) -> tuple[PeerId, ...]:
         """Members to fetch from, those whose connection is not known to be broken first."""
         others = [peer for peer in self.chain.head.roster.peers if peer != self.me]
         return tuple(sorted(others, key=lambda peer: peer in self._gone))
-
-
-def _check_slot_form(envelope: Envelope) -> None:
-    """A kind has one shape of slot, so that nobody can fill many. Raises Refusal(MALFORMED)."""
-    kind = envelope.kind
-    if envelope.view != 0 and kind in _VIEWLESS:
-        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} does not belong to a view")
-    if envelope.subject and kind != Kind.AGGREGATE:
-        raise Refusal(Code.MALFORMED, f"{Kind(kind).name.lower()} has no subject")
-    if envelope.view == 0 and kind == Kind.VIEW_CHANGE:
-        raise Refusal(Code.MALFORMED, "nobody changes to the first view")

@@ -7,20 +7,23 @@ what is missing (to be asked for) or with a refusal. SPEC R-4.20 to R-4.24.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from crowdsurf.protocol import assignment
+from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.beacon import next_beacon, nonce_digest
 from crowdsurf.protocol.chain import Head, check_header, following_roster
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Commit, Cut, Header, bitmap_of, indexes_of
-from crowdsurf.protocol.roster import admitted
+from crowdsurf.protocol.messages import Ban, Commit, Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.roster import admitted, withheld
 from crowdsurf.protocol.transcript import Transcript
+
+_NOBODY: Mapping[bytes, Ban] = {}
 
 
 class CutFacts(NamedTuple):
@@ -30,7 +33,9 @@ class CutFacts(NamedTuple):
     duties: tuple[PeerId, ...]
     """Who aggregates each part."""
     contributors: int
-    """The members that contribute, as the number their bitmap spells."""
+    """The members in the cut, as the number their bitmap spells."""
+    working: int
+    """Those of them whose gradients go in: all but the validators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,9 @@ class StepFacts:
             contributors = tuple(index for index, _ in cut.commits)
             indexes = assignment.aggregators(self.head.beacon, contributors, len(self.peers))
             duties = tuple(self.peers[index] for index in indexes)
-            found = self._cuts[id(cut)] = CutFacts(cut, duties, sum(1 << index for index in contributors))
+            bits = sum(1 << index for index in contributors)
+            idle = sum(1 << index for index in self.head.validators)
+            found = self._cuts[id(cut)] = CutFacts(cut, duties, bits, bits & ~idle)
         return found
 
     def duties(self, cut: Cut) -> tuple[PeerId, ...]:
@@ -78,16 +85,23 @@ class Missing(NamedTuple):
         return not self.messages and not self.blobs
 
 
-def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cut_name: Digest, cut: Cut) -> Header:
-    """The header of a cut from what is held: parts without aggregate are void, nonces not revealed are empty."""
+def build_header(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    cut_name: Digest,
+    cut: Cut,
+    convictions: Mapping[bytes, Ban] = _NOBODY,
+) -> Header:
+    """The header of a cut from what is held: parts without aggregate are void, nonces not revealed are empty; if one
+    is, everything is void. Who is convicted is banned."""
     size = len(facts.peers)
     contributors = [index for index, _ in cut.commits]
-    parts = []
-    for part, aggregator in enumerate(facts.duties(cut)):
-        said = transcript.aggregate(cut_name, part, aggregator)
-        parts.append(said.digest if said is not None and said.digest in blobs else b"")
     commits = transcript.commits_in(cut, facts.peers)
     nonces = tuple(_opened_nonce(facts, transcript, commits, index) for index in range(size))
+    parts = [b""] * size
+    if all(nonces[index] for index in contributors):
+        parts = _held_aggregates(facts, transcript, blobs, cut_name, cut)
     joined, left = membership_changes(facts, transcript, cut)
     head = facts.head
     header = Header(
@@ -103,9 +117,27 @@ def build_header(facts: StepFacts, transcript: Transcript, blobs: set[bytes], cu
         joined=joined,
         left=left,
         next_roster=b"",
+        excused=bitmap_of(excused(commits), size),
+        bans=_bans(convictions, facts.peers, joined),
     )
     following = following_roster(head, header, facts.manifest.missed_steps_max)
     return msgspec.structs.replace(header, next_roster=following.digest)
+
+
+def _held_aggregates(
+    facts: StepFacts, transcript: Transcript, blobs: set[bytes], cut_name: Digest, cut: Cut
+) -> list[bytes]:
+    said = (transcript.aggregate(cut_name, part, peer) for part, peer in enumerate(facts.duties(cut)))
+    return [one.digest if one is not None and one.digest in blobs else b"" for one in said]
+
+
+def _bans(convictions: Mapping[bytes, Ban], members: tuple[PeerId, ...], joined: tuple[bytes, ...]) -> tuple[Ban, ...]:
+    """One ban for every convicted peer, by rising peer id, as many as fit. Who just joins is banned by a later header,
+    and somebody stays."""
+    chosen = {ban.peer: ban for _, ban in sorted(convictions.items(), reverse=True) if ban.peer not in joined}
+    if not set(members) - set(chosen):
+        return ()
+    return tuple(chosen[peer] for peer in sorted(chosen))[: limits.BANS_PER_HEADER_MAX]
 
 
 def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: dict[int, Commit], member: int) -> bytes:
@@ -123,6 +155,7 @@ def membership_changes(
     held = list(transcript.commits_in(cut, facts.peers).values())
     members = set(facts.peers)
     newcomers = {peer for commit in held for peer in commit.joins if peer not in members}
+    newcomers -= facts.head.roster.kept_out(facts.head.step + 1)
     if facts.manifest.admission != "open":
         newcomers &= set(facts.manifest.founders)
     room = facts.manifest.peers_max - len(members)
@@ -131,10 +164,22 @@ def membership_changes(
     return joined, left
 
 
-def examine(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header) -> Missing:
+def excused(commits: Mapping[int, Commit]) -> list[int]:
+    """Validators that filed no finding."""
+    return [index for index, commit in commits.items() if not commit.parts and not commit.finding]
+
+
+def examine(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    convictions: Mapping[bytes, Ban] = _NOBODY,
+) -> Missing:
     """What is missing to vote for a header; `Missing.nothing` means it is complete and correct.
 
-    Raises Refusal(BAD_OUTCOME) if it contradicts the chain, its cut, a commit or an aggregator.
+    `convictions` are the bans this member knows the evidence for, by case.
+    Raises Refusal(BAD_OUTCOME) if the header contradicts the chain, its cut, a commit or an aggregator.
     """
     check_header(facts.head, header, facts.manifest)
     if header.state != facts.state:
@@ -151,6 +196,11 @@ def examine(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header:
     _check_nonces(facts, transcript, header, cut)
     if membership_changes(facts, transcript, cut) != (header.joined, header.left):
         raise Refusal(Code.BAD_OUTCOME, "who joined or left does not follow from the commits")
+    if header.excused != bitmap_of(excused(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
+        raise Refusal(Code.BAD_OUTCOME, "who could not validate does not follow from the commits")
+    unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
+    if unproven:
+        return Missing(tuple(unproven), ())
     return _missing_aggregates(facts, transcript, blobs, header, cut)
 
 
@@ -190,7 +240,7 @@ def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], head
     if cut is None:
         return []
     dropped = []
-    for part, aggregator in enumerate(facts.duties(cut)):
+    for part, aggregator in enumerate(facts.duties(cut)) if not withheld(header) else ():
         said = transcript.aggregate(header.cut, part, aggregator)
         if said is not None and not header.parts[part] and said.digest in blobs:
             dropped.append((aggregator, "aggregate"))

@@ -1,7 +1,7 @@
-"""The roster: who is in the group at a step, and how a certified header turns it into the next one.
+"""The roster: who is in the group at a step, who is kept out of it, and how a certified header turns it into the next.
 
-The idea: membership is a pure function of certified headers. A header names who joined and who left; who did
-its work is visible in the header's contributors, nonces and parts; everything else follows. SPEC.md §7.
+The idea: membership is a pure function of certified headers. A header names who joined, who left and who is banned;
+who did its work is visible in the header's contributors, nonces and parts; everything else follows. SPEC.md §7.
 """
 
 from __future__ import annotations
@@ -15,6 +15,16 @@ from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.messages import Header, PeerBytes, Step, indexes_of
 
+STRIKES_MAX = 4
+"""Strikes at which a member is left out for a while; half as many after every rest, one at least."""
+STRIKE_FADES_STEPS = 16
+"""In so many steps every member loses one strike."""
+REST_STEPS = 8
+"""How long a peer is left out the first time; every further time twice as long."""
+REST_DOUBLINGS_MAX = 6
+REST_FORGOTTEN_STEPS = 512
+"""So long after a rest the next one is a first one again."""
+
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One member of the roster."""
@@ -24,12 +34,29 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """First step this member belongs to."""
     missed: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Consecutive certified steps in which it did not do its part."""
+    strikes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Promises it did not keep lately: aggregates that did not come, nonces it did not open, work it did not
+    validate. They fade."""
+
+
+class Resting(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer that has too many strikes, or did not open its nonce, and is left out for a while, unharmed."""
+
+    peer: PeerBytes
+    until: Step
+    """The first step it may be a member of again."""
+    times: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """How often it was left out lately."""
 
 
 class Roster(msgspec.Struct, frozen=True, array_like=True, dict=True, forbid_unknown_fields=True):
     """Members sorted by peer id; a member's position is its index in every bitmap of the step."""
 
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX)]
+    banned: Annotated[tuple[PeerBytes, ...], msgspec.Meta(max_length=limits.BANNED_MAX)] = ()
+    """Out for good, in the order in which they were banned."""
+    resting: Annotated[tuple[Resting, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
+    """Out for a while, sorted by peer id."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -49,6 +76,25 @@ class Roster(msgspec.Struct, frozen=True, array_like=True, dict=True, forbid_unk
         """Index of every peer."""
         return {peer: index for index, peer in enumerate(self.peers)}
 
+    def kept_out(self, step: int) -> set[bytes]:
+        """Peers that may not be members of a step: banned or resting ones."""
+        return set(self.banned) | {rest.peer for rest in self.resting if rest.until > step}
+
+    @functools.cached_property
+    def outlaws(self) -> frozenset[bytes]:
+        """The banned ones, for looking them up."""
+        return frozenset(self.banned)
+
+    def strikes_max(self, peer: bytes) -> int:
+        """At how many strikes a peer is left out: who was lately is given less credit every time."""
+        times = next((rest.times for rest in self.resting if rest.peer == peer), 0)
+        return max(1, STRIKES_MAX >> times)
+
+    @functools.cached_property
+    def rests(self) -> frozenset[bytes]:
+        """Those that were left out for a while lately, for looking them up."""
+        return frozenset(rest.peer for rest in self.resting)
+
 
 def founding_roster(founders: tuple[bytes, ...]) -> Roster:
     """The roster of step 0."""
@@ -64,26 +110,58 @@ def quorum_of(size: int, rule: str) -> int:
     return size * 2 // 3 + 1 if rule == "two_thirds" else size // 2 + 1
 
 
-def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
-    """The roster after a certified header (SPEC R-7.2).
+def withheld(header: Header) -> frozenset[int]:
+    """Members that are in the step and did not open their nonce. Whoever has seen the others' could choose between two
+    beacons by keeping silent, so such a step is void (SPEC R-4.19)."""
+    contributors = int.from_bytes(header.contributors, "little")
+    return frozenset(index for index, nonce in enumerate(header.nonces) if contributors >> index & 1 and not nonce)
 
-    A member did its part if it contributed, revealed its nonce and left none of its parts void; otherwise its
-    count of missed steps rises, and above `missed_steps_max` it drops out, unharmed. `aggregators` gives the
-    member index that aggregated each part.
-    """
+
+def blamed(roster: Roster, header: Header) -> frozenset[int]:
+    """Who has to leave for not having opened its nonce: nobody if so few did that not peers but the network failed."""
+    silent = withheld(header)
+    opened = len(indexes_of(header.contributors)) - len(silent)
+    return silent if 2 * opened > len(roster) else frozenset()
+
+
+def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
+    """The roster after a certified header (SPEC R-7.2); `aggregators`: the member index for each part."""
+    silent, at_fault = withheld(header), blamed(roster, header)
+    failed = set() if silent else {index for part, index in enumerate(aggregators) if not header.parts[part]}
     contributors = set(indexes_of(header.contributors))
-    failed = {index for part, index in enumerate(aggregators) if not header.parts[part]}
-    gone = set(header.left)
+    present = contributors - failed - silent
+    excused = set(indexes_of(header.excused))
+    if 2 * len(failed) >= len(contributors):
+        failed = set()  # not peers failed but the network: nobody gets a strike for it
+    fades = (header.step + 1) % STRIKE_FADES_STEPS == 0
     members = []
     for index, member in enumerate(roster.members):
-        present = index in contributors and index not in failed and bool(header.nonces[index])
-        missed = 0 if present else member.missed + 1
-        if member.peer not in gone:
-            members.append(Member(member.peer, member.joined, missed))
-    # A step that fails for everybody is nobody's fault, and a roster without members could never go on.
-    members = [member for member in members if member.missed <= missed_steps_max] or members
-    members += [Member(peer, header.step + 1) for peer in header.joined]
-    return Roster(tuple(sorted(members, key=lambda member: member.peer)))
+        strikes = max(0, member.strikes - fades) + (index in failed or index in at_fault or index in excused)
+        missed = 0 if index in present else member.missed + 1
+        members.append(Member(member.peer, member.joined, missed, strikes))
+    gone = {*header.left, *(ban.peer for ban in header.bans)}
+    rests = {member.peer for member in members if member.strikes >= roster.strikes_max(member.peer)}
+    rests = (rests | {roster.members[index].peer for index in at_fault}) - gone
+    out = gone | rests | {member.peer for member in members if member.missed > missed_steps_max}
+    stay = [member for member in members if member.peer not in out]
+    if not stay:
+        # A step that fails for everybody is nobody's fault, and a roster without members could never go on.
+        rests = set()
+        stay = [member for member in members if member.peer not in gone]
+        stay = stay or [member for member in members if member.peer in header.left]
+    stay += [Member(peer, header.step + 1) for peer in header.joined]
+    banned = (*roster.banned, *(ban.peer for ban in header.bans))[-limits.BANNED_MAX :]
+    return Roster(tuple(sorted(stay, key=lambda m: m.peer)), banned, _resting(roster, rests, header.step + 1))
+
+
+def _resting(roster: Roster, rests: set[bytes], step: int) -> tuple[Resting, ...]:
+    """Who is left out from a step on, and who was lately."""
+    known = {rest.peer: rest for rest in roster.resting if rest.until + REST_FORGOTTEN_STEPS > step}
+    for peer in rests:
+        times = known[peer].times + 1 if peer in known else 1
+        known[peer] = Resting(peer, step + (REST_STEPS << min(times - 1, REST_DOUBLINGS_MAX)), times)
+    latest = sorted(known.values(), key=lambda rest: (rest.until, rest.peer))[-limits.ROSTER_PEERS_MAX :]
+    return tuple(sorted(latest, key=lambda rest: rest.peer))
 
 
 def admitted(named_in_commits: list[tuple[bytes, ...]], eligible: set[bytes], room: int) -> tuple[bytes, ...]:

@@ -11,30 +11,32 @@ from collections.abc import Iterator
 
 from crowdsurf.protocol import assignment, checks, limits
 from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
+from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.deadlines import Timing
 from crowdsurf.protocol.effects import (
     AggregatePart,
-    CancelWork,
     ComputeWork,
     Effect,
     ExpectAggregate,
-    ExpectPart,
     FetchBlob,
     PersistLock,
     PersistSigned,
+    RecomputeWork,
     Refused,
     SendBlob,
     SendEnvelope,
     SendWant,
 )
-from crowdsurf.protocol.envelope import Opened, Signer, Slot, seal
+from crowdsurf.protocol.envelope import Opened, Signer
 from crowdsurf.protocol.errors import Code, Refusal
-from crowdsurf.protocol.events import PartAggregated, WorkDone
+from crowdsurf.protocol.events import PartAggregated, WorkDone, WorkRecomputed
+from crowdsurf.protocol.grace import Grace
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import (
     Aggregate,
+    Ban,
     Certificate,
     Commit,
     Cut,
@@ -49,9 +51,10 @@ from crowdsurf.protocol.messages import (
     header_digest,
 )
 from crowdsurf.protocol.outcome import Missing, StepFacts, build_header, examine, overlooked
-from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.roster import quorum_of, withheld
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
 from crowdsurf.protocol.transcript import Transcript
+from crowdsurf.protocol.voice import Voice
 
 _BACKOFF_DOUBLINGS_MAX = 6
 """A view's wait doubles at most this often: 64 times the first wait."""
@@ -73,8 +76,7 @@ class StepMachine:
     ) -> None:
         self.facts = facts
         self.me = signer.peer_id
-        self._signer = signer
-        self._run_id = run_id
+        self._voice = Voice(signer, run_id, facts.head)
         self._timing = timing
         self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
@@ -88,15 +90,18 @@ class StepMachine:
         self.joins: set[PeerId] = set()
         self.leaves: set[PeerId] = set()
         self.gone: set[PeerId] = set()
+        self.convictions: dict[bytes, Ban] = {}
+        """Bans this member knows the evidence for, by case."""
+        self._audit = facts.head.audit_of(signer.peer_id)
         self._blobs: set[bytes] = set()
-        self._signed: dict[Slot, Opened] = {}
         self._began = now
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self._asked: dict[bytes, float] = {}
+        self._asking = Asking(now, timing.delivery_seconds)
         self._pulled = False
         self._work_failed = False
+        self._grace = Grace(facts.manifest.deadlines, now)
         self._open_view = 0
         """The newest view a quorum has asked for, as far as this member knows: the one whose wait has begun."""
         self._deadline = now + timing.work.bound_seconds()
@@ -109,7 +114,7 @@ class StepMachine:
         """Begin: compute the work unit. After a restart it is computed again, because its bytes were only in
         memory; what was signed before stays as it was, and the grounds of the lock are there (SPEC R-2.7)."""
         for opened in signed:
-            self._signed[opened.slot] = opened
+            self._voice.recall(opened)
             self.transcript.add(opened)
             self._count(opened)
         for opened in heard:
@@ -124,7 +129,7 @@ class StepMachine:
         """When `advance` wants to be called again although nothing came."""
         if self.phase is Phase.DONE:
             return None
-        soonest = min(self._deadline, self._resend_at)
+        soonest = min(self._deadline, self._resend_at, self._grace.next_deadline() or self._deadline)
         if self.phase is Phase.EXCHANGE and not self._pulled and self.accepted is not None:
             return min(soonest, self.accepted.schedule.pull)
         return soonest
@@ -133,6 +138,7 @@ class StepMachine:
         """Follow the table as far as what is known allows."""
         if self.phase is Phase.DONE:
             return
+        self._grace.advance(now)
         if self.ballot.somebody_gave_up:
             self._join_later_view(now)
             self._begin_wait(now)
@@ -152,16 +158,29 @@ class StepMachine:
     def on_work_done(self, event: WorkDone, now: float) -> None:
         """Sign and send the commit, unless the step went on without this peer."""
         self._blobs.update(event.parts)
+        self._commit(event.parts, event.loss, event.samples, b"", now)
+
+    def on_recomputed(self, event: WorkRecomputed, now: float) -> None:
+        """Of a validator: sign and send what it found."""
+        if event.finder == self.me and self._audit is not None and event.step == self._audit.step:
+            self._commit((), 0.0, 0, event.finding, now)
+
+    def on_recompute_failed(self, step: int, now: float) -> None:
+        """Of a validator: be in the step all the same, without a finding."""
+        if self._audit is not None and step == self._audit.step:
+            self._commit((), 0.0, 0, b"", now)
+
+    def _commit(self, parts: tuple[Digest, ...], loss: float, samples: int, finding: bytes, now: float) -> None:
         if self.phase not in (Phase.WORK, Phase.COMMIT, Phase.PROPOSE):
             return
-        nonce = self._nonce()
         commit = Commit(
             previous=self.facts.head.previous,
             state=self.facts.state,
-            parts=tuple(event.parts),
-            nonce_digest=nonce_digest(nonce),
-            loss=event.loss,
-            samples=event.samples,
+            parts=parts,
+            nonce_digest=nonce_digest(self._voice.nonce()),
+            loss=loss,
+            samples=samples,
+            finding=finding,
             joins=tuple(sorted(self.joins))[: limits.JOINS_PER_COMMIT_MAX],
             leaves=tuple(sorted(self.leaves))[: limits.JOINS_PER_COMMIT_MAX],
         )
@@ -193,25 +212,11 @@ class StepMachine:
 
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
-        payload, view = opened.payload, opened.envelope.view
+        payload = opened.payload
+        checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
         if isinstance(payload, Commit):
-            checks.check_commit(self.facts, payload)
             self._timing.work.observe(now - self._began)
-        elif isinstance(payload, Cut):
-            checks.check_proposer(opened.sender, view, self.proposer(view))
-            checks.check_cut(self.facts, payload)
-        elif isinstance(payload, Aggregate):
-            checks.check_aggregate(self.facts, self.transcript, opened, payload)
-        elif isinstance(payload, Reveal):
-            checks.check_reveal(self.transcript, opened.sender, payload)
-        elif isinstance(payload, Header):
-            checks.check_proposer(opened.sender, view, self.proposer(view))
-            if payload.step != self.facts.head.step:
-                raise Refusal(Code.BAD_OUTCOME, "an outcome for another step")
-        elif isinstance(payload, Vote):
-            self.ballot.vote(opened.sender, view, payload.header, opened.envelope.signature)
-        elif isinstance(payload, ViewChange):
-            self.ballot.request(opened.sender, view, payload)
+        self._count(opened)
         self.transcript.add(opened)
         if isinstance(payload, Aggregate):
             self._expect_aggregate(payload, opened.sender)
@@ -220,10 +225,6 @@ class StepMachine:
     def holds(self, digest: bytes) -> bool:
         """Whether a blob is held, as far as this step knows."""
         return digest in self._blobs
-
-    def forwardable(self, digest: bytes) -> list[Opened]:
-        """Messages of this step that a peer asked for by digest."""
-        return self.transcript.find(digest)
 
     # --- the table's triggers ----------------------------------------------------------------------------
 
@@ -309,30 +310,17 @@ class StepMachine:
             return
         name, cut = found
         self._pulled = False
+        self._grace.on_cut(now)
         known = self._cuts.get(name)
         if known is None:
             schedule = lay_out(now, self._timing.transfer.bound_seconds(), self._timing.delivery_seconds)
             known = self._cuts[name] = AcceptedCut(self.facts, self.transcript, self.me, name, cut, schedule)
-            self._send_and_expect_parts(known)
+            self.effects += known.opening(self._blobs, self._elements)
         self.accepted = known
         self._deadline = known.schedule.parts
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
             if heard == name and isinstance(opened.payload, Aggregate):
                 self._expect_aggregate(opened.payload, sender)
-
-    def _send_and_expect_parts(self, accepted: AcceptedCut) -> None:
-        step = self.facts.head.step
-        mine = self.transcript.commit_of(self.me)
-        if self.me not in accepted.contributors:
-            self.effects.append(CancelWork(step))
-        elif mine is not None:
-            for part, aggregator in enumerate(accepted.duties):
-                if aggregator != self.me and mine.parts[part] in self._blobs:
-                    self.effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
-        for item in accepted.inputs:
-            if item.digest not in self._blobs:
-                size = self._part_bytes(item.part)
-                self.effects.append(ExpectPart(step, item.part, len(self.facts.peers), item.member, item.digest, size))
 
     def _enter_aggregate(self, accepted: AcceptedCut) -> None:
         self._deadline = accepted.schedule.aggregates
@@ -348,12 +336,33 @@ class StepMachine:
     def _enter_reveal(self, accepted: AcceptedCut) -> None:
         self._deadline = accepted.schedule.reveals
         if self.me in accepted.contributors:
-            self._say(Kind.REVEAL, 0, b"", Reveal(accepted.name, self._nonce()))
+            self._say(Kind.REVEAL, 0, b"", Reveal(accepted.name, self._voice.nonce()))
+
+    def _reveal_with_others(self) -> None:
+        """So many have opened their nonce that an honest one is among them: open ours too, whatever is still awaited
+        here. Else somebody whose parts are withheld would be late, and lose its place for it (SPEC R-4.18)."""
+        cut, mine = self.transcript.revealed_cut, self.transcript.commit_of(self.me)
+        if cut is not None and mine is not None and self._enough_reveals():
+            self._say(Kind.REVEAL, 0, b"", Reveal(cut, self._voice.nonce()))
+
+    def _may_void(self, header: Header, now: float) -> bool:
+        """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""
+        silent = tuple(self.facts.peers[index] for index in withheld(header))
+        if silent and not self._grace.has_begun and self._enough_reveals():
+            self._grace.begin(now)
+            for opened in self.transcript.of_kind(Kind.REVEAL):
+                self.effects.append(SendEnvelope(tuple(peer for peer in silent if peer != self.me), opened.envelope))
+        return not silent or self._grace.is_over(now)
+
+    def _enough_reveals(self) -> bool:
+        """Whether an honest member is among those that have opened their nonce."""
+        return len(self.transcript.reveals) > len(self.facts.peers) - self.quorum
 
     # --- acting inside a phase ---------------------------------------------------------------------------
 
     def _act(self, now: float) -> None:
         """What a phase does besides waiting: propose, pull, vote, certify."""
+        self._reveal_with_others()
         if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
             self._propose_cut()
         accepted = self.accepted
@@ -370,7 +379,7 @@ class StepMachine:
 
     def _propose_cut(self) -> None:
         view = self.ballot.view
-        if not self.ballot.may_propose() or Slot(self.facts.head.step, view, Kind.PROPOSAL, b"") in self._signed:
+        if not self.ballot.may_propose() or self._voice.has_said(Kind.PROPOSAL, view):
             return
         required = self.ballot.strongest_lock(self._believable)
         if required is not None:
@@ -388,13 +397,13 @@ class StepMachine:
 
     def _propose_outcome(self) -> None:
         view = self.ballot.view
-        slot = Slot(self.facts.head.step, view, Kind.OUTCOME, b"")
         accepted = self.accepted
-        if slot in self._signed or accepted is None or not self.ballot.may_propose():
+        if self._voice.has_said(Kind.OUTCOME, view) or accepted is None or not self.ballot.may_propose():
             return
         header = self.ballot.strongest_lock(self._believable)
         if header is None:
-            header = build_header(self.facts, self.transcript, self._blobs, accepted.name, accepted.cut)
+            name, cut = accepted.name, accepted.cut
+            header = build_header(self.facts, self.transcript, self._blobs, name, cut, self.convictions)
         self._say(Kind.OUTCOME, view, b"", header)
 
     def _consider_outcome(self, now: float) -> None:
@@ -407,7 +416,7 @@ class StepMachine:
         if not patient and not all(header.parts):
             return
         try:
-            missing = examine(self.facts, self.transcript, self._blobs, header)
+            missing = examine(self.facts, self.transcript, self._blobs, header, self.convictions)
         except Refusal as refusal:
             self._refuse_once(opened, refusal)
             return
@@ -418,7 +427,7 @@ class StepMachine:
         if required is not None and header_digest(required) != opened.digest:
             self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
             return
-        if required is None and self._forward_overlooked(opened, header):
+        if required is None and (self._forward_overlooked(opened, header) or not self._may_void(header, now)):
             return
         # Should the new lock never reach the disk, the old one's grounds are still there.
         grounds = dict.fromkeys([*self.grounds(header), *self.grounds(self.ballot.lock)])
@@ -487,7 +496,7 @@ class StepMachine:
 
     def _believable(self, header: Header) -> bool:
         try:
-            return examine(self.facts, self.transcript, self._blobs, header).nothing
+            return examine(self.facts, self.transcript, self._blobs, header, self.convictions).nothing
         except Refusal:
             return False
 
@@ -515,39 +524,27 @@ class StepMachine:
         if missing.messages:
             self._want(proposer, list(missing.messages), now)
         for part, name in missing.blobs:
-            if self._may_ask(name, now):
+            if self._asking.may_ask(name, now):
                 others = tuple(peer for peer in self._others() if peer != proposer)
                 self.effects.append(self._expectation(part, name))
                 self.effects.append(FetchBlob((proposer, *others), name))
 
     def _want(self, peer: PeerId, digests: list[Digest], now: float | None) -> None:
-        fresh = [name for name in digests if self._may_ask(name, now)]
+        fresh = self._asking.fresh(digests, now)
         if fresh and peer != self.me:
-            self.effects.append(SendWant(peer, tuple(fresh)))
-
-    def _may_ask(self, name: bytes, now: float | None) -> bool:
-        """Ask for the same thing once per delivery bound."""
-        moment = self._began if now is None else now
-        last = self._asked.get(name)
-        if last is not None and moment < last + self._timing.delivery_seconds:
-            return False
-        self._asked[name] = moment
-        return True
+            self.effects.append(SendWant(peer, fresh))
 
     def _refuse_once(self, opened: Opened, refusal: Refusal) -> bool:
-        if opened.digest in self._asked:
+        if not self._asking.first_time(opened.digest):
             return False
-        self._asked[opened.digest] = self._began
         self.effects.append(Refused(opened.sender, refusal.code, refusal.detail))
         return True
 
     def _say(self, kind: Kind, view: int, subject: bytes, payload: Payload) -> Opened | None:
         """Sign, journal and broadcast, at most once per slot; None if the slot was filled before."""
-        slot = Slot(self.facts.head.step, view, kind, subject)
-        if slot in self._signed:
+        opened = self._voice.say(kind, view, subject, payload)
+        if opened is None:
             return None
-        opened = seal(self._signer, self._run_id, slot, payload)
-        self._signed[slot] = opened
         self.transcript.add(opened)
         self.effects.append(PersistSigned(opened.envelope))
         self.effects.append(SendEnvelope(self._others(), opened.envelope))
@@ -555,12 +552,12 @@ class StepMachine:
         return opened
 
     def _count(self, opened: Opened) -> None:
-        """Give a vote or a request for a view of our own to the ballot, as those of others are."""
+        """Give a vote or a request for a view to the ballot."""
         view = opened.envelope.view
         if isinstance(opened.payload, Vote):
-            self.ballot.vote(self.me, view, opened.payload.header, opened.envelope.signature)
+            self.ballot.vote(opened.sender, view, opened.payload.header, opened.envelope.signature)
         elif isinstance(opened.payload, ViewChange):
-            self.ballot.request(self.me, view, opened.payload)
+            self.ballot.request(opened.sender, view, opened.payload)
 
     def _resend(self, now: float) -> None:
         """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.34)."""
@@ -570,7 +567,7 @@ class StepMachine:
         if self.phase is Phase.AGGREGATE and self.accepted is not None:
             for part in self.aggregates_lacking():
                 self._pull_aggregate(self.accepted, part)
-        self._asked.clear()
+        self._asking.clear()
         self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
         self._resend_at = now + self._resend_wait
 
@@ -592,9 +589,9 @@ class StepMachine:
 
     def _compute_work(self) -> None:
         self._work_failed = False
+        audit = self._audit
+        if audit is not None:
+            self.effects.append(RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, self.me))
+            return
         seed = assignment.work_seed(self.facts.head.beacon, self.me)
         self.effects.append(ComputeWork(self.facts.head.step, seed, len(self.facts.peers)))
-
-    def _nonce(self) -> bytes:
-        step = self.facts.head.step.to_bytes(8, "big")
-        return self._signer.nonce(self._run_id + step + self.facts.head.previous)

@@ -11,7 +11,7 @@ from crowdsurf.protocol import limits
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Reveal
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Kind, Reveal
 
 _MESSAGES_PER_MEMBER_MAX = 4 * limits.ROSTER_PEERS_MAX + 64
 """Slots one member can fill in a step: an aggregate for every part of a few cuts, and a few per view."""
@@ -26,6 +26,8 @@ class Transcript:
         self._by_digest: dict[bytes, Opened] = {}
         self.commits: dict[PeerId, Opened] = {}
         self.reveals: dict[PeerId, bytes] = {}
+        self.revealed_cut: Digest | None = None
+        """The cut that the latest reveal named."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
@@ -53,7 +55,7 @@ class Transcript:
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Reveal):
-            self.reveals[sender] = payload.nonce
+            self.reveals[sender], self.revealed_cut = payload.nonce, Digest(payload.cut)
         elif isinstance(payload, Commit):
             self._by_digest[opened.digest] = opened
             self.commits[sender] = opened
@@ -88,6 +90,11 @@ class Transcript:
         found = self._by_digest.get(digest)
         return found.payload if found is not None and isinstance(found.payload, Header) else None
 
+    def names_case(self, case: bytes) -> bool:
+        """Whether an outcome that was heard bans somebody for this case."""
+        headers = [opened.payload for opened in self._outcomes.values()]
+        return any(ban.case == case for header in headers if isinstance(header, Header) for ban in header.bans)
+
     def proposal(self, proposer: PeerId, view: int) -> Opened | None:
         """The cut a member proposed in a view, if heard."""
         return self._proposals.get((proposer, view))
@@ -100,6 +107,10 @@ class Transcript:
         """What the aggregator of a part said about it under this cut, if heard."""
         found = self.aggregates.get((cut, part, aggregator))
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+
+    def of_kind(self, kind: Kind) -> list[Opened]:
+        """Every message of a kind, in the order heard."""
+        return [opened for (_, slot), opened in self._slots.items() if slot.kind == kind]
 
     def own(self, peer: PeerId) -> list[Opened]:
         """Everything a member said, in the order heard; what a peer sends again when a step stalls."""
@@ -117,6 +128,11 @@ class Transcript:
         if opened.digest not in self._by_digest and said < _MESSAGES_PER_MEMBER_MAX:
             self._by_digest[opened.digest] = opened
             self._per_member[opened.sender] = said + 1
+
+    def named_by(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[PeerId, Opened]:
+        """The messages behind `commits_in`, by their senders."""
+        found = self.commits_in(cut, peers)
+        return {peers[index]: self._by_digest[name] for index, name in cut.commits if index in found}
 
     def commits_in(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[int, Commit]:
         """The commits a cut names, by rising member index, as far as they were heard from these members."""

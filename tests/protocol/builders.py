@@ -99,7 +99,8 @@ class CompleteStep:
     def commit(
         self, index: int, joins: Mapping[int, tuple[bytes, ...]], leaves: Mapping[int, tuple[bytes, ...]]
     ) -> Commit:
-        parts = tuple(name("part", index, part) for part in range(len(self.peers)))
+        validates = index in self.head.validators
+        parts = tuple(name("part", index, part) for part in range(0 if validates else len(self.peers)))
         return Commit(
             previous=self.head.previous,
             state=self.facts.state,
@@ -109,6 +110,7 @@ class CompleteStep:
             samples=32,
             joins=joins.get(index, ()),
             leaves=leaves.get(index, ()),
+            finding=name("finding", index) if validates else b"",
         )
 
     def commit_name(self, index: int) -> Digest:
@@ -118,7 +120,8 @@ class CompleteStep:
         return self.peers.index(self.facts.duties(self.cut)[part])
 
     def aggregate(self, part: int) -> Opened:
-        included = bitmap_of(self.contributors, len(self.peers))
+        working = [index for index in self.contributors if index not in self.head.validators]
+        included = bitmap_of(working, len(self.peers))
         payload = Aggregate(self.cut_name, part, name("aggregate", part), included)
         return self.say(self.aggregator(part), Kind.AGGREGATE, payload, subject=self.subject(part))
 

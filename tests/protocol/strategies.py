@@ -8,22 +8,38 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Join, Leave, Reveal, ViewChange, Vote
+from crowdsurf.protocol.messages import (
+    Accusation,
+    Aggregate,
+    Ban,
+    Commit,
+    Cut,
+    Header,
+    Join,
+    Leave,
+    Reveal,
+    Verdict,
+    ViewChange,
+    Vote,
+)
 
 digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 optional_digests = st.just(b"") | digests
 peers = st.binary(min_size=PEER_ID_BYTES, max_size=PEER_ID_BYTES)
 members = st.integers(0, limits.ROSTER_PEERS_MAX - 1)
 bitmaps = st.binary(max_size=limits.ROSTER_PEERS_MAX // 8)
+steps = st.integers(0, 2**48)
+reasons = st.integers(1, 255)
 
 
 def tuples(values: st.SearchStrategy[Any], min_size: int = 0, max_size: int = 6) -> st.SearchStrategy[Any]:
     return st.lists(values, min_size=min_size, max_size=max_size).map(tuple)
 
 
+bans = st.builds(Ban, peer=peers, reason=reasons, step=steps, case=digests)
 headers = st.builds(
     Header,
-    step=st.integers(0, 2**48),
+    step=steps,
     previous=digests,
     roster=digests,
     state=digests,
@@ -35,18 +51,21 @@ headers = st.builds(
     joined=tuples(peers),
     left=tuples(peers),
     next_roster=digests,
+    excused=bitmaps,
+    bans=tuples(bans, max_size=3),
 )
 PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
     Commit: st.builds(
         Commit,
         previous=digests,
         state=digests,
-        parts=tuples(digests, 1),
+        parts=tuples(digests),
         nonce_digest=digests,
         loss=st.floats(allow_nan=False),
         samples=st.integers(0, 2**40),
         joins=tuples(peers),
         leaves=tuples(peers),
+        finding=optional_digests,
     ),
     Cut: st.builds(Cut, previous=digests, commits=tuples(st.tuples(members, digests), 1)),
     Aggregate: st.builds(Aggregate, cut=digests, part=members, digest=digests, included=bitmaps),
@@ -56,4 +75,8 @@ PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
     ViewChange: st.builds(ViewChange, lock=st.none() | headers, lock_view=st.integers(0, limits.VIEWS_MAX - 1)),
     Join: st.just(Join()),
     Leave: st.just(Leave()),
+    Accusation: st.builds(
+        Accusation, accused=peers, reason=reasons, step=steps, proof=st.binary(max_size=limits.PROOF_BYTES_MAX)
+    ),
+    Verdict: st.builds(Verdict, case=digests, guilty=peers),
 }

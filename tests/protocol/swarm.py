@@ -13,9 +13,11 @@ import random
 from collections.abc import Callable, Iterable
 
 from crowdsurf.protocol import effects, events
+from crowdsurf.protocol.assignment import work_seed
 from crowdsurf.protocol.envelope import Signer
+from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId, peer_id_from_public_key, public_key_of
-from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection
+from crowdsurf.protocol.manifest import AuditSection, DeadlineSection, Manifest, OptimizerSection, TaskSection
 from crowdsurf.protocol.messages import Certificate, Envelope, Header
 from crowdsurf.protocol.node import Node, Recovered
 
@@ -69,6 +71,7 @@ def manifest_for(signers: Iterable[FakeSigner], **changes: object) -> Manifest:
             transfer_seconds_max=5.0,
             delivery_seconds=0.5,
         ),
+        "audit": AuditSection(rate=0.0),
         "steps": 10,
     }
     return Manifest(**(fields | changes))  # type: ignore[arg-type]
@@ -90,6 +93,9 @@ class FakePeer:
         self.blobs: set[bytes] = set()
         self.stories: list[effects.StepCertified] = []
         self.refused: list[effects.Refused] = []
+        self.evidence: list[Evidence] = []
+        self.beacons: dict[int, Digest] = {}
+        """Of the head each work unit began with."""
         self.finished = ""
         self.work_seconds: Callable[[int], float] = lambda step: 0.2
         self.before_effect: Callable[[effects.Effect], bool] = lambda effect: True
@@ -151,6 +157,8 @@ class FakePeer:
                 for certificate in effect.certificates:
                     swarm.deliver(self, to, events.CertificateReceived(self.id, certificate))
         elif isinstance(effect, effects.SendWant):
+            if effect.to == self.id:
+                swarm.violation("asking itself")
             swarm.deliver(self, effect.to, events.WantReceived(self.id, effect.digests))
         elif isinstance(effect, effects.SendBlob):
             for to in effect.to:
@@ -169,8 +177,22 @@ class FakePeer:
             state = self.node.catch_up.digest
             parts = tuple(name("gradient", state, effect.seed, part) for part in range(effect.parts))
             self.blobs.update(parts)
+            self.beacons[effect.step] = self.node.chain.head.beacon
             done = events.WorkDone(effect.step, parts, 1.0, 32)
             self._later(self.work_seconds(effect.step), done)
+        elif isinstance(effect, effects.RecomputeWork):
+            parts = tuple(name("gradient", effect.state, effect.seed, part) for part in range(effect.parts))
+            finding = name("finding", effect.state, effect.seed, effect.finder)
+            found = events.WorkRecomputed(effect.step, effect.seed, effect.finder, parts, finding)
+            self._later(self.work_seconds(effect.step), found)
+        elif isinstance(effect, effects.ComputeFinding):
+            certificate = self.node.catch_up.certificate(effect.step)
+            seed = work_seed(self.beacons[effect.step], self.id)
+            if certificate is not None:
+                finding = name("finding", certificate.header.state, seed, effect.finder)
+                self._later(0.0, events.FindingKnown(effect.step, effect.finder, finding))
+        elif isinstance(effect, effects.PersistEvidence):
+            self.evidence.append(effect.evidence)
         elif isinstance(effect, effects.AggregatePart):
             missing = [digest for _, digest in effect.inputs if digest not in self.blobs]
             self.swarm.violation(f"aggregating what is not held: {missing}") if missing else None

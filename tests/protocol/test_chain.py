@@ -7,11 +7,29 @@ from typing import Any
 import msgspec
 import pytest
 
+from crowdsurf.protocol import assignment
 from crowdsurf.protocol.beacon import next_beacon
-from crowdsurf.protocol.chain import Chain, check_header, following_roster, genesis
+from crowdsurf.protocol.chain import (
+    Audit,
+    Chain,
+    Head,
+    check_header,
+    following_audits,
+    following_roster,
+    genesis,
+)
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Certificate, Header, bitmap_of, header_digest
-from crowdsurf.protocol.roster import Member
+from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import (
+    Ban,
+    Certificate,
+    Header,
+    Reason,
+    bitmap_of,
+    header_digest,
+)
+from crowdsurf.protocol.roster import Member, Resting, Roster
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import FakeSigner, name, verify_mac
 
@@ -97,13 +115,173 @@ def test_a_roster_beyond_the_limit_is_refused() -> None:
     assert "next roster" in refused(lambda: check_header(STEP.head, header, STEP.manifest), Code.BAD_OUTCOME)
 
 
-def test_void_parts_and_withheld_nonces_are_allowed_and_count_as_missed() -> None:
+def test_void_parts_are_allowed_and_count_as_missed() -> None:
     index = STEP.aggregator(2)
     parts = tuple(b"" if part == 2 else digest for part, digest in enumerate(STEP.header.parts))
     header = replaced(parts=parts)
     roster = following_roster(STEP.head, header, STEP.manifest.missed_steps_max)
     header = msgspec.structs.replace(header, next_roster=roster.digest)
-    assert check_header(STEP.head, header, STEP.manifest).members[index] == Member(STEP.peers[index], 0, 1)
+    assert check_header(STEP.head, header, STEP.manifest).members[index] == Member(STEP.peers[index], 0, 1, 1)
+
+
+def without_nonce(header: Header, *silent: int) -> Header:
+    nonces = tuple(b"" if index in silent else nonce for index, nonce in enumerate(header.nonces))
+    return replaced(nonces=nonces, parts=(b"",) * len(header.parts))
+
+
+def completed(header: Header, head: Head = STEP.head) -> Header:
+    """The header with the next roster that follows from it."""
+    roster = following_roster(head, header, STEP.manifest.missed_steps_max)
+    return msgspec.structs.replace(header, next_roster=roster.digest)
+
+
+def test_a_step_with_a_withheld_nonce_is_allowed_only_without_any_part() -> None:
+    header = without_nonce(STEP.header, 2)
+    assert STEP.peers[2] not in check_header(STEP.head, completed(header), STEP.manifest).indexes
+    parts = (STEP.header.parts[0], b"", b"", b"")
+    kept = completed(msgspec.structs.replace(header, parts=parts))
+    assert "void step" in refused(lambda: check_header(STEP.head, kept, STEP.manifest), Code.BAD_OUTCOME)
+
+
+def ban(peer: bytes, reason: int = Reason.EQUIVOCATION, step: int = 0) -> Ban:
+    return Ban(peer, reason, step, name("case", peer))
+
+
+def check_bans(*bans: Ban, head: Head = STEP.head, **changes: Any) -> Roster:
+    header = completed(replaced(bans=bans, roster=head.roster.digest, **changes), head)
+    return check_header(head, header, STEP.manifest)
+
+
+def test_bans_remove_members_and_may_name_peers_that_are_none() -> None:
+    roster = check_bans(ban(STEP.peers[1]))
+    assert roster.peers == (STEP.peers[0], *STEP.peers[2:])
+    assert roster.banned == (STEP.peers[1],)
+    assert check_bans(ban(STRANGER)).banned == (STRANGER,)
+
+
+FIRST, SECOND, THIRD, FOURTH = (ban(peer) for peer in STEP.peers)
+
+
+@pytest.mark.parametrize(
+    "bans",
+    [
+        (SECOND, FIRST),
+        (FIRST, FIRST),
+        (FIRST, ban(STEP.peers[0], Reason.WRONG_GRADIENT)),
+        (ban(STEP.peers[0], reason=5),),
+        (ban(STEP.peers[0], reason=255),),
+        (ban(STEP.peers[0], step=1),),
+        (FIRST, SECOND, THIRD, FOURTH),
+    ],
+    ids=["unsorted", "doubled", "for two reasons", "reason 5", "reason 255", "for the future", "everybody"],
+)
+def test_bans_of_the_wrong_form_are_refused(bans: tuple[Ban, ...]) -> None:
+    assert "who is banned" in refused(lambda: check_bans(*bans), Code.BAD_OUTCOME)
+
+
+def test_nobody_is_banned_twice_or_in_the_step_it_joins_in() -> None:
+    banned = STEP.head._replace(roster=Roster(STEP.head.roster.members, banned=(STRANGER,)))
+    assert "who is banned" in refused(lambda: check_bans(ban(STRANGER), head=banned), Code.BAD_OUTCOME)
+    assert "who is banned" in refused(lambda: check_bans(ban(STRANGER), joined=(STRANGER,)), Code.BAD_OUTCOME)
+
+
+def test_who_is_banned_or_rests_can_not_join() -> None:
+    members = STEP.head.roster.members
+    for roster in (Roster(members, banned=(STRANGER,)), Roster(members, resting=(Resting(STRANGER, 2),))):
+        head = STEP.head._replace(roster=roster)
+        assert "who joined" in refused(lambda head=head: check_bans(head=head, joined=(STRANGER,)), Code.BAD_OUTCOME)  # type: ignore[misc]
+    rested = STEP.head._replace(roster=Roster(members, resting=(Resting(STRANGER, 1),)))
+    assert STRANGER in check_bans(head=rested, joined=(STRANGER,)).indexes
+
+
+# --- audits --------------------------------------------------------------------------------------------------
+
+RATE = 0.3
+SEVEN = CompleteStep(7, audit=AuditSection(rate=RATE))
+
+
+def follow(step: CompleteStep, header: Header | None = None) -> Head:
+    chosen = step.header if header is None else header
+    roster = following_roster(step.head, chosen, step.manifest.missed_steps_max)
+    audits = following_audits(step.head, chosen, roster, RATE)
+    return Head(step.head.step + 1, header_digest(chosen), roster, Digest(chosen.beacon), audits)
+
+
+def test_audits_follow_from_the_certified_beacon_and_say_what_to_recompute() -> None:
+    chain = Chain(SEVEN.manifest)
+    assert chain.head.audits == ()
+    chain.extend(SEVEN.certificate(), verify_mac)
+    head = chain.head
+    assert head == follow(SEVEN)
+    assert len(head.audits) == 2
+    for audit in head.audits:
+        seed = assignment.work_seed(SEVEN.head.beacon, audit.target)
+        assert audit == Audit(audit.validator, audit.target, 0, seed, 7, SEVEN.facts.state)
+        assert head.audit_of(audit.validator) == audit
+        assert head.audit_of(audit.target) is None
+    assert head.validators == {head.roster.indexes[audit.validator] for audit in head.audits}
+
+
+def test_who_was_in_the_step_is_drawn_and_who_left_can_still_be_a_target() -> None:
+    validators, targets = set[int](), set[int]()
+    for number in range(40):
+        step = CompleteStep(7, contributors=[0, 1, 3, 4, 6], audit=AuditSection(rate=RATE), seed=number)
+        header = msgspec.structs.replace(step.header, bans=(ban(step.peers[3]),), left=(step.peers[6],))
+        audits = follow(step, header).audits
+        validators |= {step.peers.index(audit.validator) for audit in audits}
+        targets |= {step.peers.index(audit.target) for audit in audits}
+    assert validators == {0, 1, 4}
+    assert targets == {0, 1, 4, 6}
+
+
+def test_who_validated_in_a_step_is_no_target_after_it() -> None:
+    for number in range(40):
+        first = CompleteStep(7, audit=AuditSection(rate=RATE), seed=number)
+        second = CompleteStep(7, head=follow(first), audit=AuditSection(rate=RATE), seed=number)
+        validators = {audit.validator for audit in second.head.audits}
+        targets = {audit.target for audit in follow(second).audits}
+        assert len(validators) == len(targets) == 2
+        assert not validators & targets
+
+
+def test_nothing_is_audited_after_a_void_step() -> None:
+    nonces = (b"", *SEVEN.header.nonces[1:])
+    header = msgspec.structs.replace(SEVEN.header, nonces=nonces, parts=(b"",) * 7)
+    assert follow(SEVEN, header).audits == ()
+    assert follow(SEVEN).audits != ()
+
+
+def test_a_validator_commits_to_a_finding_and_everybody_else_to_parts() -> None:
+    second = CompleteStep(7, head=follow(SEVEN), audit=AuditSection(rate=RATE))
+    for index in range(7):
+        commit = second.transcript.commit_of(second.peers[index])
+        assert commit is not None
+        assert (bool(commit.finding), bool(commit.parts)) == (
+            (True, False) if index in second.head.validators else (False, True)
+        )
+    duties = {second.aggregator(part) for part in range(7)}
+    assert duties & second.head.validators  # they aggregate like everybody else
+    assert second.header.parts[0]
+
+
+def test_only_validators_in_the_step_are_excused() -> None:
+    second = CompleteStep(7, head=follow(SEVEN), audit=AuditSection(rate=RATE))
+    validators = second.head.validators
+
+    def check_excused(bitmap: bytes, header: Header = second.header) -> Roster:
+        changed = msgspec.structs.replace(header, excused=bitmap)
+        roster = following_roster(second.head, changed, second.manifest.missed_steps_max)
+        changed = msgspec.structs.replace(changed, next_roster=roster.digest)
+        return check_header(second.head, changed, second.manifest)
+
+    roster = check_excused(bitmap_of(validators, 7))
+    assert {index for index, member in enumerate(roster.members) if member.strikes} == validators
+    others = bitmap_of(set(range(7)) - validators, 7)
+    for wrong in (others, b"", bytes(2), b"\x80"):
+        assert "who is excused" in refused(lambda wrong=wrong: check_excused(wrong), Code.BAD_OUTCOME)  # type: ignore[misc]
+    absent = min(validators)
+    without = CompleteStep(7, contributors=set(range(7)) - {absent}, head=second.head, audit=AuditSection(rate=RATE))
+    refused(lambda: check_excused(bitmap_of([absent], 7), without.header), Code.BAD_OUTCOME)
 
 
 def check(certificate: Certificate, code: Code, step: CompleteStep = STEP) -> str:

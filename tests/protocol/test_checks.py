@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.checks import check_aggregate, check_commit, check_cut, check_proposer, check_reveal
 from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Aggregate, Cut, Kind, Reveal, bitmap_of
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
-from tests.protocol.swarm import name
+from tests.protocol.swarm import name, verify_mac
 
 STEP = CompleteStep(4)
 COMMIT = STEP.commit(0, {}, {})
@@ -21,7 +23,7 @@ PAIR = (STEP.peers[0], STEP.peers[1])
 
 
 def test_good_messages_pass() -> None:
-    check_commit(STEP.facts, COMMIT)
+    check_commit(STEP.facts, STEP.peers[0], COMMIT)
     check_cut(STEP.facts, STEP.cut)
     check_proposer(STEP.peers[0], 0, STEP.peers[0])
     check_reveal(STEP.transcript, STEP.peers[1], Reveal(STEP.cut_name, name("nonce", 1)))
@@ -39,7 +41,36 @@ def test_good_messages_pass() -> None:
     ],
 )
 def test_bad_commits(changes: dict[str, Any], code: Code) -> None:
-    refused(lambda: check_commit(STEP.facts, msgspec.structs.replace(COMMIT, **changes)), code)
+    refused(lambda: check_commit(STEP.facts, STEP.peers[0], msgspec.structs.replace(COMMIT, **changes)), code)
+
+
+def test_a_validators_commit_has_a_finding_and_no_parts_and_nobody_elses_has_one() -> None:
+    first = CompleteStep(4, audit=AuditSection(rate=0.25))
+    chain = Chain(first.manifest)
+    chain.extend(first.certificate(), verify_mac)
+    step = CompleteStep(4, head=chain.head, audit=AuditSection(rate=0.25))
+    (validator,) = step.head.validators
+    other = (validator + 1) % 4
+    finding, work = step.commit(validator, {}, {}), step.commit(other, {}, {})
+    check_commit(step.facts, step.peers[validator], finding)
+    check_commit(step.facts, step.peers[other], work)
+    for sender, commit in ((validator, work), (other, finding)):
+        refused(partial(check_commit, step.facts, step.peers[sender], commit), Code.BAD_COMMIT)
+    check_commit(step.facts, step.peers[validator], msgspec.structs.replace(finding, finding=b""))
+    half = msgspec.structs.replace(finding, finding=finding.finding[:16])
+    refused(lambda: check_commit(step.facts, step.peers[validator], half), Code.BAD_COMMIT)
+
+
+def test_an_aggregate_that_includes_a_validator_is_refused() -> None:
+    first = CompleteStep(4, audit=AuditSection(rate=0.25))
+    chain = Chain(first.manifest)
+    chain.extend(first.certificate(), verify_mac)
+    step = CompleteStep(4, head=chain.head, audit=AuditSection(rate=0.25))
+    good = step.aggregate(0)
+    assert isinstance(good.payload, Aggregate)
+    check_aggregate(step.facts, step.transcript, good, good.payload)
+    everybody = msgspec.structs.replace(good.payload, included=bitmap_of(list(range(4)), 4))
+    refused(lambda: check_aggregate(step.facts, step.transcript, good, everybody), Code.BAD_AGGREGATE)
 
 
 def test_only_the_views_proposer_proposes() -> None:

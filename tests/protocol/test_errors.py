@@ -6,7 +6,7 @@ from crowdsurf.protocol.errors import Code, Refusal, Severity
 
 IGNORED = {
     *(Code.STALE, Code.FUTURE, Code.DUPLICATE, Code.NOT_MEMBER, Code.LOCKED, Code.QUEUE_FULL, Code.EXPIRED),
-    Code.UNEXPECTED_BLOB,
+    *(Code.UNEXPECTED_BLOB, Code.BANNED),
 }
 
 

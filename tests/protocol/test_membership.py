@@ -11,7 +11,7 @@ from crowdsurf.protocol.chain import Head, genesis
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.membership import Membership
-from crowdsurf.protocol.roster import Member, Roster
+from crowdsurf.protocol.roster import Member, Resting, Roster
 from tests.protocol.builders import refused
 from tests.protocol.swarm import FakeSigner, manifest_for
 
@@ -54,6 +54,21 @@ def test_a_leaver_is_named_until_it_is_gone() -> None:
 def test_requests_of_another_time_are_expired(step: int) -> None:
     refused(lambda: Membership(OPEN).on_join(NEW, step, NOW), Code.EXPIRED)
     refused(lambda: Membership(OPEN).on_leave(ALICE, step, NOW), Code.EXPIRED)
+
+
+def test_who_is_banned_or_rests_is_not_let_in_and_not_named() -> None:
+    pending = Membership(OPEN)
+    pending.on_join(NEW, 100, NOW)
+    banned = NOW._replace(roster=Roster(NOW.roster.members, banned=(NEW,)))
+    resting = NOW._replace(roster=Roster(NOW.roster.members, resting=(Resting(NEW, 102),)))
+    rested = NOW._replace(roster=Roster(NOW.roster.members, resting=(Resting(NEW, 101),)))
+    for head in (banned, resting):
+        refused(lambda head=head: Membership(OPEN).on_join(NEW, 100, head), Code.BANNED)  # type: ignore[misc]
+        assert pending.joins(head) == set()
+    assert pending.joins(rested) == {NEW}
+    Membership(OPEN).on_join(NEW, 100, rested)
+    pending.on_head(NOW.roster, banned._replace(step=101))
+    assert pending.candidates() == set()
 
 
 def test_members_cannot_join_and_strangers_cannot_leave() -> None:

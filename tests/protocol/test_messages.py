@@ -15,7 +15,9 @@ from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import (
     PAYLOAD_TYPES,
+    Accusation,
     Aggregate,
+    Ban,
     Certificate,
     Commit,
     Cut,
@@ -24,6 +26,7 @@ from crowdsurf.protocol.messages import (
     Kind,
     Payload,
     Reveal,
+    Verdict,
     ViewChange,
     Vote,
     Want,
@@ -51,10 +54,12 @@ def test_every_kind_comes_back_as_it_was(kind: type[Payload], data: st.DataObjec
 COMMIT = CompleteStep().commit(0, {}, {})
 HEADER = CompleteStep().header
 BIG = limits.ROSTER_PEERS_MAX
+BAN = Ban(bytes(38), 1, 7, bytes(32))
+ACCUSATION = Accusation(bytes(38), 1, 7, b"")
 OUT_OF_BOUNDS: list[tuple[msgspec.Struct, dict[str, Any]]] = [
     (COMMIT, {"previous": bytes(31)}),
     (COMMIT, {"state": bytes(33)}),
-    (COMMIT, {"parts": ()}),
+    (COMMIT, {"finding": bytes(33)}),
     (COMMIT, {"parts": (bytes(32),) * (BIG + 1)}),
     (COMMIT, {"samples": -1}),
     (COMMIT, {"samples": 2**40 + 1}),
@@ -70,7 +75,19 @@ OUT_OF_BOUNDS: list[tuple[msgspec.Struct, dict[str, Any]]] = [
     (HEADER, {"parts": ()}),
     (HEADER, {"nonces": (bytes(33),)}),
     (HEADER, {"joined": (bytes(38),) * (BIG + 1)}),
+    (HEADER, {"bans": (BAN,) * (limits.BANS_PER_HEADER_MAX + 1)}),
+    (BAN, {"peer": bytes(37)}),
+    (BAN, {"reason": 0}),
+    (BAN, {"reason": 256}),
+    (BAN, {"step": 2**48 + 1}),
+    (BAN, {"case": b""}),
     (Vote(bytes(32)), {"header": b""}),
+    (ACCUSATION, {"accused": b""}),
+    (ACCUSATION, {"reason": 0}),
+    (ACCUSATION, {"step": -1}),
+    (ACCUSATION, {"proof": bytes(limits.PROOF_BYTES_MAX + 1)}),
+    (Verdict(bytes(32), bytes(38)), {"case": bytes(31)}),
+    (Verdict(bytes(32), bytes(38)), {"guilty": bytes(39)}),
     (ViewChange(None, 0), {"lock_view": limits.VIEWS_MAX}),
     (Want((bytes(32),)), {"digests": ()}),
     (Want((bytes(32),)), {"digests": (bytes(32),) * (limits.WANTS_PER_MESSAGE_MAX + 1)}),
@@ -89,17 +106,18 @@ def test_a_field_out_of_bounds_is_malformed(good: msgspec.Struct, changes: dict[
 
 def test_missing_and_additional_fields_are_refused() -> None:
     fields = msgpack.unpackb(wire.pack(HEADER))
-    for wrong in (fields[:-1], [*fields, 0], []):
+    for wrong in (fields[:-3], [*fields, 0], []):
         refused(partial(wire.unpack, msgpack.packb(wrong), Header, 1 << 20), Code.MALFORMED)
     # Fields with a default may be missing for the parser, but then they are not spelled as we spell them.
-    short = msgpack.packb(msgpack.unpackb(wire.pack(COMMIT))[:-2])
-    refused(lambda: wire.unpack(short, Commit, 1 << 20), Code.NOT_CANONICAL)
+    for struct, default_fields in ((COMMIT, 3), (HEADER, 2), (ACCUSATION, 1)):
+        short = msgpack.packb(msgpack.unpackb(wire.pack(struct))[:-default_fields])
+        refused(partial(wire.unpack, short, type(struct), 1 << 20), Code.NOT_CANONICAL)
 
 
 def test_the_largest_messages_fit_their_limits() -> None:
     commit = Commit(
         *(bytes(32), bytes(32), (bytes(32),) * BIG, bytes(32), 1.0, 2**40),
-        *((bytes(38),) * limits.JOINS_PER_COMMIT_MAX, (bytes(38),) * limits.JOINS_PER_COMMIT_MAX),
+        *((bytes(38),) * limits.JOINS_PER_COMMIT_MAX, (bytes(38),) * limits.JOINS_PER_COMMIT_MAX, bytes(32)),
     )
     cut = Cut(bytes(32), tuple((index, bytes(32)) for index in range(BIG)))
     header = msgspec.structs.replace(
@@ -110,8 +128,10 @@ def test_the_largest_messages_fit_their_limits() -> None:
         nonces=(bytes(32),) * BIG,
         joined=(bytes(38),) * BIG,
         left=(bytes(38),) * BIG,
+        bans=(Ban(bytes(38), 255, 2**48, bytes(32)),) * limits.BANS_PER_HEADER_MAX,
     )
-    for payload in (commit, cut, header, ViewChange(header, 0)):
+    accusation = Accusation(bytes(38), 255, 2**48, bytes(limits.PROOF_BYTES_MAX))
+    for payload in (commit, cut, header, ViewChange(header, 0), accusation):
         data = wire.pack(payload)
         envelope = Envelope(1, bytes(32), 2**48, 65535, 255, bytes(64), data, bytes(38), bytes(64))
         assert len(wire.pack(envelope)) <= limits.ENVELOPE_BYTES_MAX

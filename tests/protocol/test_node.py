@@ -145,8 +145,8 @@ def test_damaged_grounds_do_not_keep_a_peer_from_starting() -> None:
     """They lie beside the journal, and what still parses need not be what was written."""
     swarm = Swarm(3, steps=3)
     swarm.start()
-    swarm.run(lambda: bool(swarm.list[0].grounds))
     peer = swarm.list[0]
+    swarm.run(lambda: bool(peer.grounds) and peer.grounds[0].step == peer.node.chain.head.step)
     damaged = [msgspec.structs.replace(envelope, signature=bytes(64)) for envelope in peer.grounds]
     peer.grounds = (*damaged, msgspec.structs.replace(peer.grounds[0], kind=255))
     peer.restart()

@@ -27,6 +27,7 @@ from crowdsurf.protocol.messages import (
     Kind,
     Leave,
     Payload,
+    Reason,
     Reveal,
     ViewChange,
     Vote,
@@ -84,7 +85,18 @@ class Scene:
         assert self.swarm.violations == []
         assert len({peer.states[STEPS] for peer in self.swarm.list}) == 1
         for story in self.victim.stories:
-            assert (story.void_parts, len(story.contributors)) == (0, 4)
+            assert (story.void_parts, len(story.contributors), story.banned) == (0, 4, ())
+
+    def finish_without(self, guilty: PeerId) -> None:
+        """Somebody signed a slot twice: it is banned, in the step itself or the next, and the others go on."""
+        assert self.swarm.run_to_end()
+        assert self.swarm.violations == []
+        others = [peer for peer in self.swarm.list if peer.id != guilty]
+        assert len({peer.states[STEPS] for peer in others}) == 1
+        bans = [(story.step, ban.peer, ban.reason) for story in self.victim.stories for ban in story.banned]
+        assert bans in ([(STEP, guilty, Reason.EQUIVOCATION)], [(STEP + 1, guilty, Reason.EQUIVOCATION)])
+        assert self.swarm.peers[guilty].finished == "this peer is banned from the run"
+        assert len(self.victim.stories[-1].contributors) == 3
 
 
 def scene(wanted: Callable[[StepMachine], bool]) -> Scene:
@@ -237,12 +249,20 @@ LATER: dict[str, tuple[Callable[[StepMachine], bool], Make, Code]] = {
 }
 
 
+SIGNED_TWICE = {"a second commit", "an outcome of another roster"}
+"""What its sender says otherwise under the same slot: that is proof. (An outcome of another step is not kept.)"""
+
+
 @pytest.mark.parametrize("case", LATER)
 def test_bad_after_the_commits(case: str) -> None:
     wanted, make, code = LATER[case]
     at = scene(wanted)
-    assert code in at.give(make(at)) or wait_for(at, code)
-    at.finish_unharmed()
+    envelope = make(at)
+    assert code in at.give(envelope) or wait_for(at, code)
+    if case in SIGNED_TWICE:
+        at.finish_without(PeerId(envelope.sender))
+    else:
+        at.finish_unharmed()
 
 
 def wait_for(at: Scene, code: Code) -> bool:
@@ -304,7 +324,7 @@ def test_own_messages_that_come_back_are_duplicates_and_forged_ones_refused() ->
     at.finish_unharmed()
 
 
-def test_equivocation_is_kept_as_proof_and_the_commit_of_the_cut_is_still_found() -> None:
+def test_equivocation_bans_and_the_commit_of_the_cut_is_still_found() -> None:
     """The victim hears the lie first; the cut names the other commit, which is asked for and used."""
     at = scene(working)
     lie = at.signed(at.bystander, Kind.COMMIT, a_commit(at, at.bystander))
@@ -312,12 +332,13 @@ def test_equivocation_is_kept_as_proof_and_the_commit_of_the_cut_is_still_found(
     at.swarm.run(lambda: bool(at.victim.node.evidence))
     (proof,) = at.victim.node.evidence[:1]
     assert is_equivocation(proof, at.victim.node.chain.run_id, verify_mac)
-    at.finish_unharmed()
+    at.finish_without(at.bystander)
+    assert (at.victim.stories[STEP].void_parts, len(at.victim.stories[STEP].contributors)) == (0, 4)
 
 
 def test_forwarded_messages_of_a_step_not_begun_are_not_kept() -> None:
     at = scene(working)
-    envelope = at.signed(at.bystander, Kind.VOTE, Vote(name("x")), step=STEP + 1)
+    envelope = at.signed(at.bystander, Kind.VOTE, Vote(name("x")), view=9, step=STEP + 1)
     assert at.give(envelope, source=at.proposer) == [Code.FUTURE]
     assert at.give(envelope) == []
     at.finish_unharmed()

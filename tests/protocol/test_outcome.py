@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from crowdsurf.protocol import limits
 from crowdsurf.protocol.beacon import next_beacon
-from crowdsurf.protocol.chain import check_header, following_roster
+from crowdsurf.protocol.chain import Chain, check_header, following_roster
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Header, bitmap_of, indexes_of
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Ban, Header, Kind, Reason, bitmap_of, indexes_of
 from crowdsurf.protocol.outcome import build_header, examine, membership_changes, overlooked
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, digest_of, refused
-from tests.protocol.swarm import FakeSigner, name
+from tests.protocol.swarm import FakeSigner, name, verify_mac
 
 STEP = CompleteStep(4)
 NEWCOMERS = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 53)))
@@ -75,7 +77,7 @@ def test_a_void_part_is_overlooked_work_for_a_voter_that_holds_it() -> None:
 
 
 def test_a_dropped_nonce_is_overlooked_work() -> None:
-    header = consistent(STEP, nonces=(b"", *STEP.header.nonces[1:]))
+    header = consistent(STEP, nonces=(b"", *STEP.header.nonces[1:]), parts=(b"",) * 4)
     assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, header) == [(STEP.peers[0], "reveal")]
     assert examine(STEP.facts, STEP.transcript, STEP.blobs, header).nothing
     silent = transcript_without(STEP, *[o for o in STEP.transcript.own(STEP.peers[0]) if o.envelope.kind == 4])
@@ -167,6 +169,79 @@ def test_the_same_facts_give_the_same_header_whoever_builds_it() -> None:
     assert digest_of(again) == digest_of(STEP.header)
 
 
+def ban(peer: bytes, number: int = 0) -> Ban:
+    return Ban(peer, Reason.WRONG_GRADIENT, 0, name("case", peer, number))
+
+
+def build(step: CompleteStep, *bans: Ban) -> Header:
+    convictions = {one.case: one for one in bans}
+    return build_header(step.facts, step.transcript, step.blobs, step.cut_name, step.cut, convictions)
+
+
+def test_whoever_is_convicted_is_banned_by_the_next_header_once_and_in_order() -> None:
+    first, second = ban(STEP.peers[1]), ban(STEP.peers[0])
+    other = ban(STEP.peers[1], 1)
+    header = build(STEP, first, second, other)
+    assert [one.peer for one in header.bans] == [STEP.peers[0], STEP.peers[1]]
+    assert header.bans[1] == min(first, other, key=lambda one: one.case)
+    check_header(STEP.head, header, STEP.manifest)
+    assert build(STEP).bans == ()
+
+
+def test_somebody_is_never_banned_and_who_joins_is_banned_later() -> None:
+    assert build(STEP, *(ban(peer) for peer in STEP.peers)).bans == ()
+    joining = CompleteStep(4, joins={index: NEWCOMERS[:1] for index in range(4)})
+    header = build(joining, ban(NEWCOMERS[0]))
+    assert (header.joined, header.bans) == (NEWCOMERS[:1], ())
+
+
+def test_more_bans_than_fit_wait_for_the_next_header() -> None:
+    strangers = [bytes([1]) * 6 + number.to_bytes(32, "big") for number in range(limits.BANS_PER_HEADER_MAX + 5)]
+    header = build(STEP, *map(ban, reversed(strangers)))
+    assert [one.peer for one in header.bans] == strangers[: limits.BANS_PER_HEADER_MAX]
+    check_header(STEP.head, header, STEP.manifest)
+
+
+def test_nobody_votes_for_a_ban_without_knowing_its_evidence() -> None:
+    first, second = ban(STEP.peers[1]), ban(STEP.peers[2])
+    header = build(STEP, first, second)
+    known = {first.case: first, second.case: second}
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header, known).nothing
+    missing = examine(STEP.facts, STEP.transcript, STEP.blobs, header, {first.case: first})
+    assert missing.messages == (second.case,)
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header).messages == (first.case, second.case)
+    twisted = {**known, second.case: msgspec.structs.replace(second, reason=Reason.FALSE_ACCUSATION)}
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header, twisted).messages == (second.case,)
+
+
+def test_a_header_need_not_ban_whom_this_member_knows_to_be_guilty() -> None:
+    known = {ban(STEP.peers[1]).case: ban(STEP.peers[1])}
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, STEP.header, known).nothing
+
+
+def test_who_could_not_validate_follows_from_the_commits() -> None:
+    first = CompleteStep(4, audit=AuditSection(rate=0.25))
+    chain = Chain(first.manifest)
+    chain.extend(first.certificate(), verify_mac)
+    step = CompleteStep(4, head=chain.head, audit=AuditSection(rate=0.25))
+    assert indexes_of(step.header.excused) == []
+    assert "could not validate" in bad(consistent(step, excused=bitmap_of(step.head.validators, 4)), step)
+
+
+def test_a_header_that_voids_the_step_overlooks_nonces_but_no_parts() -> None:
+    header = consistent(STEP, nonces=(b"", *STEP.header.nonces[1:]), parts=(b"",) * 4)
+    kinds = {kind for _, kind in overlooked(STEP.facts, STEP.transcript, STEP.blobs, header)}
+    assert kinds == {"reveal"}
+
+
+def test_the_proposer_voids_all_parts_when_a_nonce_is_missing() -> None:
+    reveal = next(o for o in STEP.transcript.own(STEP.peers[2]) if o.envelope.kind == Kind.REVEAL)
+    header = build_header(STEP.facts, transcript_without(STEP, reveal), STEP.blobs, STEP.cut_name, STEP.cut)
+    assert header.parts == (b"",) * 4
+    assert [bool(nonce) for nonce in header.nonces] == [True, True, False, True]
+    check_header(STEP.head, header, STEP.manifest)
+
+
 def test_a_nonce_of_another_commit_than_the_cut_names_is_left_out_by_everybody() -> None:
     """A contributor that signs two commits and opens the other one must not be able to stop the step."""
     step = CompleteStep(4)
@@ -174,5 +249,6 @@ def test_a_nonce_of_another_commit_than_the_cut_names_is_left_out_by_everybody()
     heard.reveals[step.peers[2]] = name("nonce of the other commit")
     header = build_header(step.facts, heard, step.blobs, step.cut_name, step.cut)
     assert [bool(nonce) for nonce in header.nonces] == [True, True, False, True]
+    assert not any(header.parts)
     assert examine(step.facts, heard, step.blobs, header).nothing
     assert overlooked(step.facts, heard, step.blobs, header) == []

@@ -5,9 +5,25 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from crowdsurf.protocol import limits
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.messages import bitmap_of
-from crowdsurf.protocol.roster import Member, Roster, admitted, founding_roster, next_roster, quorum_of
+from crowdsurf.protocol.messages import Ban, Header, bitmap_of
+from crowdsurf.protocol.roster import (
+    REST_DOUBLINGS_MAX,
+    REST_FORGOTTEN_STEPS,
+    REST_STEPS,
+    STRIKE_FADES_STEPS,
+    STRIKES_MAX,
+    Member,
+    Resting,
+    Roster,
+    admitted,
+    blamed,
+    founding_roster,
+    next_roster,
+    quorum_of,
+    withheld,
+)
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import FakeSigner
 
@@ -56,8 +72,9 @@ def test_whoever_did_everything_has_missed_nothing() -> None:
 def test_not_contributing_not_revealing_and_void_parts_are_missed_steps() -> None:
     roster = STEP.head.roster
     assert missed(follow(roster, contributors=bitmap_of([0, 1, 3], 4))) == [0, 0, 1, 0]
-    assert missed(follow(roster, nonces=without(STEP.header.nonces, 1))) == [0, 1, 0, 0]
     assert missed(follow(roster, parts=without(STEP.header.parts, 3))) == [0, 0, 0, 1]
+    two_silent = (*STEP.header.nonces[:2], b"", b"")
+    assert missed(follow(roster, nonces=two_silent)) == [0, 0, 1, 1]
 
 
 def test_a_member_drops_out_after_too_many_missed_steps_in_a_row() -> None:
@@ -78,6 +95,151 @@ def test_a_step_that_fails_for_everybody_leaves_somebody() -> None:
     assert missed(follow(roster, parts=(*STEP.header.parts[:1], b"", b"", b""))) == [0]
 
 
+def silent(*indexes: int) -> dict[str, object]:
+    """What a header says when these members do not open their nonce."""
+    nonces = tuple(b"" if index in indexes else nonce for index, nonce in enumerate(STEP.header.nonces))
+    return {"nonces": nonces, "parts": (b"",) * 4}
+
+
+def header_with(**changes: object) -> Header:
+    return msgspec.structs.replace(STEP.header, **changes)
+
+
+def ban(peer: bytes) -> Ban:
+    return Ban(peer, 1, 0, bytes(32))
+
+
+def test_who_is_in_the_step_and_opens_nothing_withholds() -> None:
+    assert withheld(STEP.header) == frozenset()
+    assert withheld(header_with(**silent(1, 3))) == {1, 3}
+    absent = header_with(contributors=bitmap_of([0, 2, 3], 4), **silent(1, 3))
+    assert withheld(absent) == {3}
+
+
+def test_who_withholds_its_nonce_is_blamed_if_more_than_half_of_the_members_opened_theirs() -> None:
+    roster = STEP.head.roster
+    assert blamed(roster, header_with(**silent(2))) == {2}
+    assert blamed(roster, header_with(**silent(2, 3))) == frozenset()
+    few = header_with(contributors=bitmap_of([0, 1, 2], 4), **silent(2))
+    assert blamed(roster, few) == frozenset()
+
+
+def test_who_is_blamed_rests_at_once_and_nobody_gets_strikes_for_parts_of_a_void_step() -> None:
+    after = follow(STEP.head.roster, **silent(2))
+    assert after.peers == (*STEP.peers[:2], STEP.peers[3])
+    assert after.resting == (Resting(STEP.peers[2], 1 + REST_STEPS),)
+    assert [(member.missed, member.strikes) for member in after.members] == [(0, 0)] * 3
+
+
+def test_who_misses_a_quorum_of_nonces_stays_and_has_missed_a_step() -> None:
+    after = follow(STEP.head.roster, **silent(2, 3))
+    assert after.peers == STEP.peers
+    assert after.resting == ()
+    assert [(member.missed, member.strikes) for member in after.members] == [(0, 0), (0, 0), (1, 0), (1, 0)]
+
+
+def strikes(roster: Roster) -> list[int]:
+    return [member.strikes for member in roster.members]
+
+
+def test_strikes_rise_with_void_parts_and_lead_to_a_rest() -> None:
+    roster = STEP.head.roster
+    for count in range(1, STRIKES_MAX):
+        roster = follow(roster, parts=without(STEP.header.parts, 3))
+        assert strikes(roster) == [0, 0, 0, count]
+        roster = follow(roster)
+        assert missed(roster) == [0, 0, 0, 0]
+        assert strikes(roster) == [0, 0, 0, count]
+    roster = follow(roster, parts=without(STEP.header.parts, 3))
+    assert roster.peers == STEP.peers[:3]
+    assert [rest.peer for rest in roster.resting] == [STEP.peers[3]]
+
+
+@pytest.mark.parametrize(("times", "credit"), [(0, STRIKES_MAX), (1, STRIKES_MAX // 2), (2, 1), (9, 1)])
+def test_whoever_rested_lately_is_given_less_credit(times: int, credit: int) -> None:
+    peer = STEP.peers[3]
+    rests = (Resting(peer, 0, times),) if times else ()
+    for count in range(1, credit + 1):
+        worn = Roster((*STEP.head.roster.members[:3], Member(peer, 0, 0, count - 1)), resting=rests)
+        after = follow(worn, parts=without(STEP.header.parts, 3))
+        assert (peer in after.peers) == (count < credit)
+
+
+def test_a_validator_that_found_nothing_has_done_its_part_and_gets_a_strike() -> None:
+    after = follow(STEP.head.roster, excused=bitmap_of([1], 4))
+    assert (strikes(after), missed(after)) == ([0, 1, 0, 0], [0, 0, 0, 0])
+    tired = Roster(tuple(Member(peer, 0, 0, STRIKES_MAX - 1) for peer in STEP.peers))
+    assert follow(tired, excused=bitmap_of([1], 4)).resting == (Resting(STEP.peers[1], 1 + REST_STEPS),)
+
+
+def test_one_strike_of_everybody_fades_now_and_then() -> None:
+    worn = Roster(tuple(Member(peer, 0, 0, index) for index, peer in enumerate(STEP.peers)))
+    assert strikes(follow(worn, step=STRIKE_FADES_STEPS - 2)) == [0, 1, 2, 3]
+    assert strikes(follow(worn, step=STRIKE_FADES_STEPS - 1)) == [0, 0, 1, 2]
+    assert strikes(follow(worn, step=2 * STRIKE_FADES_STEPS - 1)) == [0, 0, 1, 2]
+    assert strikes(follow(worn, step=STRIKE_FADES_STEPS - 1, parts=without(STEP.header.parts, 3))) == [0, 0, 1, 3]
+
+
+def test_nobody_gets_a_strike_when_half_of_the_aggregators_fail() -> None:
+    """Then the network failed. Otherwise a bad hour could make everybody rest but one that has just come."""
+    one, two = STEP.header.parts[:3], STEP.header.parts[:2]
+    assert strikes(follow(STEP.head.roster, parts=(*one, b""))) == [0, 0, 0, 1]
+    assert strikes(follow(STEP.head.roster, parts=(*two, b"", b""))) == [0, 0, 0, 0]
+    roster = STEP.head.roster
+    for _ in range(STRIKES_MAX + 1):
+        roster = follow(roster, parts=(b"",) * 4)
+    roster = follow(roster, joined=(NEWCOMERS[0],))
+    assert set(roster.peers) == {*STEP.peers, NEWCOMERS[0]}
+
+
+def test_every_further_rest_is_twice_as_long_up_to_a_bound_and_a_late_one_is_a_first_one() -> None:
+    peer, step, length = STEP.peers[2], 0, REST_STEPS
+    roster = STEP.head.roster
+    for times in range(1, REST_DOUBLINGS_MAX + 4):
+        after = follow(roster, step=step, **silent(2))
+        assert after.resting == (Resting(peer, step + 1 + length, times),)
+        # It comes back as soon as it may, and fails again.
+        step, length = after.resting[0].until, min(2 * length, REST_STEPS << REST_DOUBLINGS_MAX)
+        roster = Roster(STEP.head.roster.members, resting=after.resting)
+    until = roster.resting[0].until
+    remembered = follow(roster, step=until + REST_FORGOTTEN_STEPS - 2, **silent(2))
+    assert remembered.resting[0].times == roster.resting[0].times + 1
+    forgotten = follow(roster, step=until + REST_FORGOTTEN_STEPS - 1, **silent(2))
+    assert forgotten.resting == (Resting(peer, until + REST_FORGOTTEN_STEPS + REST_STEPS),)
+    assert follow(roster, step=until + REST_FORGOTTEN_STEPS).resting == ()
+
+
+def test_kept_out_are_the_banned_for_ever_and_the_resting_for_their_time() -> None:
+    banned, resting = NEWCOMERS[0], NEWCOMERS[1]
+    roster = Roster(STEP.head.roster.members, (banned,), (Resting(resting, 9),))
+    assert roster.kept_out(8) == {banned, resting}
+    assert roster.kept_out(9) == {banned}
+    assert roster.kept_out(10**6) == {banned}
+    assert roster.outlaws == {banned}
+    assert roster.rests == {resting}
+
+
+def test_the_banned_are_out_and_remembered_in_order_up_to_a_bound() -> None:
+    roster = follow(STEP.head.roster, bans=(ban(STEP.peers[0]), ban(STEP.peers[2])))
+    assert roster.peers == (STEP.peers[1], STEP.peers[3])
+    assert roster.banned == (STEP.peers[0], STEP.peers[2])
+    many = tuple(bytes([1]) * 6 + number.to_bytes(32, "big") for number in range(limits.BANNED_MAX))
+    full = follow(Roster(STEP.head.roster.members, many), bans=(ban(STEP.peers[1]),))
+    assert full.banned == (*many[1:], STEP.peers[1])
+
+
+def test_who_is_banned_does_not_rest_besides() -> None:
+    after = follow(STEP.head.roster, bans=(ban(STEP.peers[2]),), **silent(2))
+    assert (after.banned, after.resting) == ((STEP.peers[2],), ())
+
+
+def test_a_ban_leaves_the_banned_no_way_to_be_the_last_one() -> None:
+    """Everybody else drops out in the same step; they stay, and the banned one does not."""
+    worn = Roster(tuple(Member(peer, 0, PATIENCE) for peer in STEP.peers))
+    after = follow(worn, parts=(b"",) * 4, bans=(ban(STEP.peers[1]),))
+    assert set(after.peers) == set(STEP.peers) - {STEP.peers[1]}
+
+
 def test_the_last_one_present_may_leave_without_emptying_the_roster() -> None:
     worn = Roster(tuple(Member(peer, 0, PATIENCE if index else 0) for index, peer in enumerate(STEP.peers)))
     left = follow(worn, parts=(STEP.header.parts[0], b"", b"", b""), left=(STEP.peers[0],))
@@ -93,8 +255,15 @@ def test_leaving_and_joining_take_effect_at_the_next_step() -> None:
 
 def test_the_digest_of_a_roster_tells_rosters_apart() -> None:
     roster = STEP.head.roster
-    digests = {roster.digest, follow(roster, left=(STEP.peers[1],)).digest, follow(roster, parts=(b"",) * 4).digest}
-    assert len(digests) == 3
+    rosters = [
+        roster,
+        follow(roster, left=(STEP.peers[1],)),
+        follow(roster, parts=(b"",) * 4),
+        follow(roster, parts=without(STEP.header.parts, 3)),
+        follow(roster, bans=(ban(STEP.peers[1]),)),
+        follow(roster, **silent(1)),
+    ]
+    assert len({one.digest for one in rosters}) == 6
 
 
 def test_admission_needs_more_than_half_of_the_commits() -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -19,10 +19,19 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from crowdsurf.protocol import assignment, beacon, wire
-from crowdsurf.protocol.chain import Chain, genesis, vote_message
-from crowdsurf.protocol.envelope import Slot, decode_envelope, open_envelope, seal, signed_bytes
+from crowdsurf.protocol.cases import proof_of, subject_of
+from crowdsurf.protocol.chain import Chain, Head, genesis, vote_message
+from crowdsurf.protocol.envelope import Equivocation, Slot, decode_envelope, open_envelope, seal, signed_bytes
 from crowdsurf.protocol.errors import Refusal
-from crowdsurf.protocol.ids import Digest, PeerId, digest, peer_id_from_public_key, peer_text, public_key_of
+from crowdsurf.protocol.ids import (
+    Digest,
+    PeerId,
+    digest,
+    finding_digest,
+    peer_id_from_public_key,
+    peer_text,
+    public_key_of,
+)
 from crowdsurf.protocol.manifest import (
     DeadlineSection,
     Manifest,
@@ -34,7 +43,9 @@ from crowdsurf.protocol.manifest import (
 )
 from crowdsurf.protocol.messages import (
     PAYLOAD_TYPES,
+    Accusation,
     Aggregate,
+    Ban,
     Certificate,
     Commit,
     Cut,
@@ -43,7 +54,9 @@ from crowdsurf.protocol.messages import (
     Kind,
     Leave,
     Payload,
+    Reason,
     Reveal,
+    Verdict,
     ViewChange,
     Vote,
     payload_digest,
@@ -102,7 +115,8 @@ RUN_ID = run_id_of(MANIFEST)
 def contexts() -> Cases:
     """Derive-key contexts of every kind of thing that is digested."""
     names = ["blob", "payload", "envelope", "manifest", "genesis", "first beacon", "beacon", "nonce", "roster"]
-    draws = ["draw proposers", "draw aggregators", "draw work"]
+    names += ["state", "finding", "aggregation seed"]
+    draws = ["draw proposers", "draw aggregators", "draw work", "draw audits"]
     return [
         {"context": context, "data": data.hex(), "digest": digest(context, data).hex()}
         for context in names + draws
@@ -115,8 +129,18 @@ def peer_ids() -> Cases:
     return [{"public_key": k.public.hex(), "peer_id": k.peer_id.hex(), "text": peer_text(k.peer_id)} for k in KEYS]
 
 
-def header() -> Header:
-    return Header(3, A, B, A, B, b"\x05", (A, b"", B, A), (A, b"", B, b""), B, (KEYS[3].peer_id,), (), A)
+def header(*bans: Ban) -> Header:
+    return Header(3, A, B, A, B, b"\x05", (A, b"", B, A), (A, b"", B, b""), B, (KEYS[3].peer_id,), (), A, b"\x04", bans)
+
+
+def accusations() -> list[Accusation]:
+    """One of every class: a commit signed twice, with its proof, and a wrong gradient."""
+    slot = Slot(3, 0, Kind.COMMIT, b"")
+    pair = Equivocation(*(seal(KEYS[1], RUN_ID, slot, Reveal(A, nonce)).envelope for nonce in (A, B)))
+    return [
+        Accusation(KEYS[1].peer_id, Reason.EQUIVOCATION, 3, proof_of(pair)),
+        Accusation(KEYS[2].peer_id, Reason.WRONG_GRADIENT, 2),
+    ]
 
 
 def payloads() -> list[tuple[Kind, Payload]]:
@@ -132,7 +156,20 @@ def payloads() -> list[tuple[Kind, Payload]]:
         (Kind.VIEW_CHANGE, ViewChange(header(), 2)),
         (Kind.JOIN, Join()),
         (Kind.LEAVE, Leave()),
+        (Kind.COMMIT, Commit(A, B, (), A, 0.0, 0, finding=B)),
+        (Kind.OUTCOME, header(Ban(KEYS[1].peer_id, Reason.EQUIVOCATION, 2, A))),
+        *((Kind.ACCUSATION, accusation) for accusation in accusations()),
+        (Kind.VERDICT, Verdict(A, KEYS[2].peer_id)),
     ]
+
+
+def subject(payload: Payload) -> bytes:
+    """The subject of a payload's slot."""
+    if isinstance(payload, Aggregate):
+        return A + b"\x00\x01"
+    if isinstance(payload, Accusation):
+        return subject_of(payload)
+    return payload.case if isinstance(payload, Verdict) else b""
 
 
 def encodings() -> Cases:
@@ -177,7 +214,7 @@ def signed() -> Cases:
     for number, (kind, payload) in enumerate(payloads()):
         key = KEYS[number % 4]
         view = 2 if kind is Kind.VIEW_CHANGE else 0
-        slot = Slot(3, view, kind, A + b"\x00\x01" if kind is Kind.AGGREGATE else b"")
+        slot = Slot(3, view, kind, subject(payload))
         opened = seal(key, RUN_ID, slot, payload)
         message = signed_bytes(1, RUN_ID, slot, opened.digest, key.peer_id)
         cases.append(
@@ -213,7 +250,7 @@ def beacons() -> Cases:
 
 
 def assignments() -> Cases:
-    """Proposers, aggregators, seeds and ranges that follow from a beacon."""
+    """Proposers, aggregators, audits, seeds and ranges that follow from a beacon."""
     peers = sorted(key.peer_id for key in KEYS)
     missed = [0, 2, 0, 1]
     roster = Roster(tuple(Member(peer, 0, count) for peer, count in zip(peers, missed, strict=True)))
@@ -228,6 +265,31 @@ def assignments() -> Cases:
             }
             for members, parts in (((0,), 1), ((0, 1, 2, 3), 4), ((0, 2, 3), 4), ((1, 4, 5, 9), 10))
         ),
+        *(
+            {"members": members, "rate": rate, "validators": assignment.validators_of(members, rate)}
+            for members, rate in ((1, 0.5), (2, 0.0625), (16, 0.0), (16, 0.0625), (40, 0.0625), (7, 0.5))
+        ),
+        *(
+            {
+                "beacon": A.hex(),
+                "pool": [peer.hex() for peer in peers],
+                "members": [peer.hex() for peer in members],
+                "idle": [peer.hex() for peer in idle],
+                "count": count,
+                "audits": [
+                    [one.hex(), other.hex()]
+                    for one, other in assignment.audits(A, peers, set(members), set(idle), count)
+                ],
+            }
+            for members, idle, count in (
+                (peers, [], 1),
+                (peers, [], 2),
+                (peers, peers[:1], 2),
+                (peers, peers[1:], 2),
+                (peers[:1], [], 2),
+            )
+        ),
+        {"finder": peers[0].hex(), "gradient": (A + B).hex(), "finding": finding_digest(peers[0], A + B).hex()},
         *({"beacon": A.hex(), "peer": p.hex(), "work_seed": assignment.work_seed(A, p).hex()} for p in peers),
         *(
             {"elements": elements, "parts": parts, "ranges": [list(r) for r in assignment.part_ranges(elements, parts)]}
@@ -236,41 +298,68 @@ def assignments() -> Cases:
     ]
 
 
-def certified_steps() -> list[Certificate]:
-    """Two certified steps of the run above: one with everybody, one without member 1, a nonce and a part."""
-    chain, certificates = Chain(MANIFEST), []
+class Trouble(NamedTuple):
+    """What goes wrong in a step, by member index."""
+
+    absent: int | None = None
+    lost_part: int | None = None
+    silent: int | None = None
+    banned: int | None = None
+    is_excused: bool = False
+    """Its validators find nothing."""
+
+
+def certified_step(head: Head, trouble: Trouble) -> Certificate:
+    """A step as its members would have done it, certified by three of them."""
     by_peer = {key.peer_id: key for key in KEYS}
-    for absent in (None, 1):
-        head = chain.head
-        facts = StepFacts(MANIFEST, head, digest("state", bytes([head.step])))
-        heard, members = Transcript(), [index for index in range(4) if index != absent]
-        keys = [by_peer[peer] for peer in head.roster.peers]
-        blobs: set[bytes] = set()
-        for index in members:
-            nonce = beacon.nonce_digest(keys[index].nonce(head.previous))
-            parts = tuple(digest("test part", bytes([index, part])) for part in range(4))
-            payload = Commit(head.previous, facts.state, parts, nonce, 1.0, 32)
-            heard.add(seal(keys[index], RUN_ID, Slot(head.step, 0, Kind.COMMIT, b""), payload))
-        commits = tuple((index, heard.commits[head.roster.peers[index]].digest) for index in members)
-        cut = Cut(head.previous, commits)
-        name = payload_digest(wire.pack(cut))
-        for part, aggregator in enumerate(facts.duties(cut)):
-            blob = digest("test aggregate", bytes([head.step, part]))
-            blobs |= {blob} if absent is None or part != 2 else set()
-            slot = Slot(head.step, 0, Kind.AGGREGATE, name + part.to_bytes(2, "big"))
-            heard.add(seal(by_peer[aggregator], RUN_ID, slot, Aggregate(name, part, blob, b"\x0f")))
-        for index in members if absent is None else members[1:]:
-            reveal = Reveal(name, keys[index].nonce(head.previous))
+    size = len(head.roster)
+    facts = StepFacts(MANIFEST, head, digest("state", bytes([head.step])))
+    heard, members = Transcript(), [index for index in range(size) if index != trouble.absent]
+    keys = [by_peer[peer] for peer in head.roster.peers]
+    blobs: set[bytes] = set()
+    for index in members:
+        nonce = beacon.nonce_digest(keys[index].nonce(head.previous))
+        parts = tuple(digest("test part", bytes([index, part])) for part in range(size))
+        payload = Commit(head.previous, facts.state, parts, nonce, 1.0, 32)
+        if index in head.validators:
+            finding = b"" if trouble.is_excused else digest("test finding", bytes([index]))
+            payload = Commit(head.previous, facts.state, (), nonce, 0.0, 0, finding=finding)
+        heard.add(seal(keys[index], RUN_ID, Slot(head.step, 0, Kind.COMMIT, b""), payload))
+    commits = tuple((index, heard.commits[head.roster.peers[index]].digest) for index in members)
+    cut = Cut(head.previous, commits)
+    name = payload_digest(wire.pack(cut))
+    for part, aggregator in enumerate(facts.duties(cut)):
+        blob = digest("test aggregate", bytes([head.step, part]))
+        blobs |= {blob} if part != trouble.lost_part else set()
+        slot = Slot(head.step, 0, Kind.AGGREGATE, name + part.to_bytes(2, "big"))
+        heard.add(seal(by_peer[aggregator], RUN_ID, slot, Aggregate(name, part, blob, b"\x0f")))
+    for index in members:
+        reveal = Reveal(name, keys[index].nonce(head.previous))
+        if index != trouble.silent:
             heard.add(seal(keys[index], RUN_ID, Slot(head.step, 0, Kind.REVEAL, b""), reveal))
-        outcome = build_header(facts, heard, blobs, name, cut)
-        votes = tuple((i, i, keys[i].sign(vote_message(RUN_ID, outcome, i, keys[i].peer_id))) for i in members[:3])
-        certificates.append(Certificate(outcome, votes))
-        chain.extend(certificates[-1], verify)
+    convictions: dict[bytes, Ban] = {}
+    if trouble.banned is not None:
+        convictions[A] = Ban(head.roster.peers[trouble.banned], Reason.WRONG_GRADIENT, head.step - 1, A)
+    outcome = build_header(facts, heard, blobs, name, cut, convictions)
+    votes = [(i, i, keys[i].sign(vote_message(RUN_ID, outcome, i, keys[i].peer_id))) for i in members]
+    return Certificate(outcome, tuple(votes[:3]))
+
+
+def certified_steps() -> list[Certificate]:
+    """Five certified steps of the run above: one with everybody, one without member 1 and a part, one void because
+    member 2 keeps its nonce to itself, one of those that are left, and one that bans member 0 and whose validator
+    found nothing."""
+    follower, certificates = Chain(MANIFEST), []
+    last = Trouble(banned=0, is_excused=True)
+    troubles = (Trouble(), Trouble(absent=1, lost_part=2), Trouble(silent=2), Trouble(), last)
+    for trouble in troubles:
+        certificates.append(certified_step(follower.head, trouble))
+        follower.extend(certificates[-1], verify)
     return certificates
 
 
 def chain() -> Cases:
-    """A manifest, the head before step 0, and two certificates with the heads they lead to."""
+    """A manifest, the head before step 0, and certificates with the heads they lead to."""
     follower = Chain(MANIFEST)
     cases: Cases = [{"manifest": encode_manifest(MANIFEST).hex(), "run_id": RUN_ID.hex(), "head": described(follower)}]
     for certificate in certified_steps():
@@ -285,8 +374,11 @@ def described(follower: Chain) -> dict[str, Any]:
         "step": head.step,
         "previous": head.previous.hex(),
         "beacon": head.beacon.hex(),
-        "roster": [[peer_text(PeerId(member.peer)), member.joined, member.missed] for member in head.roster.members],
+        "roster": [[peer_text(PeerId(m.peer)), m.joined, m.missed, m.strikes] for m in head.roster.members],
+        "banned": [peer_text(PeerId(peer)) for peer in head.roster.banned],
+        "resting": [[peer_text(PeerId(rest.peer)), rest.until, rest.times] for rest in head.roster.resting],
         "roster_digest": head.roster.digest.hex(),
+        "audits": [[peer_text(a.validator), peer_text(a.target), a.step, a.seed.hex(), a.parts] for a in head.audits],
     }
 
 
@@ -328,8 +420,9 @@ def test_the_stored_chain_verifies_from_its_bytes_alone() -> None:
     for case in steps:
         follower.extend(wire.unpack(bytes.fromhex(case["certificate"]), Certificate, 1 << 17), verify)
         assert described(follower) == case["head"]
-    assert follower.head.step == 2
-    assert [member.missed for member in follower.head.roster.members].count(0) < 4
+    assert follower.head.step == 5
+    assert (len(follower.head.roster), len(follower.head.roster.banned), len(follower.head.roster.resting)) == (2, 1, 1)
+    assert [len(case["head"]["audits"]) for case in steps] == [1, 1, 0, 1, 1]
 
 
 def test_stored_messages_open_and_stop_opening_when_a_bit_changes() -> None:

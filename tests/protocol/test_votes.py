@@ -5,6 +5,8 @@ The member under test is not in the cut, so that nothing but its judgement is in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from crowdsurf.protocol import assignment, effects
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.envelope import Opened
@@ -39,6 +41,7 @@ class Voter:
                 if opened.envelope.kind != Kind.PROPOSAL and opened not in without:
                     self.machine.on_message(opened, 0.0)
         self.machine.on_message(STEP.say(FIRST, Kind.PROPOSAL, STEP.cut), 0.0)
+        self.now = 0.0
         self.drain()
 
     def phase(self) -> Phase:
@@ -55,6 +58,15 @@ class Voter:
     def propose(self, header: Header, view: int = 0, now: float = 0.0) -> list[effects.Effect]:
         """The view's proposer proposes this outcome."""
         return self.hear(STEP.say(ORDER[view], Kind.OUTCOME, header, view), now)
+
+    def wait(self, until: Callable[[], bool]) -> list[effects.Effect]:
+        """Let time pass, from one deadline to the next, until a condition holds; at most a hundred of them."""
+        for _ in range(100):
+            if until():
+                break
+            self.now = max(self.now, self.machine.next_deadline() or 0.0)
+            self.machine.advance(self.now)
+        return self.drain()
 
     def ask_for_view(self, view: int, lock: Header | None = None) -> list[effects.Effect]:
         """Two others give up on the view before."""
@@ -74,7 +86,7 @@ def codes(wanted: list[effects.Effect]) -> list[Code]:
 
 def without_nonce(index: int) -> Header:
     nonces = tuple(b"" if i == index else nonce for i, nonce in enumerate(STEP.header.nonces))
-    return consistent(STEP, nonces=nonces)
+    return consistent(STEP, nonces=nonces, parts=(b"",) * len(STEP.peers))
 
 
 def void(part: int) -> Header:
@@ -128,10 +140,31 @@ def test_a_header_that_overlooks_an_aggregate_is_refused() -> None:
     assert (votes(wanted), codes(wanted)) == ([], [Code.LOCKED])
 
 
-def test_a_nonce_nobody_showed_may_be_left_out() -> None:
+def test_a_step_is_voided_for_a_nonce_nobody_showed_after_its_owner_had_a_last_chance() -> None:
     voter = Voter(without=(REVEAL_OF_SECOND,))
     assert voter.phase() is Phase.REVEAL
-    assert votes(voter.propose(without_nonce(SECOND))) == [(0, header_digest(without_nonce(SECOND)))]
+    assert votes(voter.propose(without_nonce(SECOND))) == []
+    wanted = voter.wait(lambda: voter.phase() is Phase.SIGN)
+    shown = [
+        e.envelope.sender
+        for e in wanted
+        if isinstance(e, effects.SendEnvelope) and e.to == (STEP.peers[SECOND],) and e.envelope.kind == Kind.REVEAL
+    ]
+    assert sorted(shown) == sorted((STEP.peers[FIRST], STEP.peers[THIRD]))
+    assert votes(wanted) == []
+    began = voter.now
+    wanted = voter.wait(lambda: voter.machine.ballot.voted_view == 0)
+    assert votes(wanted) == [(0, header_digest(without_nonce(SECOND)))]
+    assert voter.now == began + 2 * STEP.manifest.deadlines.delivery_seconds
+
+
+def test_a_nonce_that_is_opened_in_the_last_chance_saves_the_step() -> None:
+    voter = Voter(without=(REVEAL_OF_SECOND,))
+    voter.propose(without_nonce(SECOND))
+    voter.wait(lambda: voter.phase() is Phase.SIGN)
+    assert codes(voter.hear(REVEAL_OF_SECOND, voter.now + 0.5)) == [Code.LOCKED]
+    voter.now += 1.0
+    assert votes(voter.wait(lambda: voter.machine.ballot.view == 1)) == []
 
 
 def test_a_header_with_void_parts_waits_until_this_member_has_waited_itself() -> None:
@@ -150,6 +183,7 @@ def test_a_member_that_voted_votes_for_no_other_header_in_a_later_view() -> None
     """Both headers are complete and correct, and only one of them may be certified."""
     voter = Voter(without=(REVEAL_OF_SECOND,))
     voter.propose(without_nonce(SECOND))
+    assert len(votes(voter.wait(lambda: voter.machine.ballot.voted_view == 0))) == 1
     voter.hear(REVEAL_OF_SECOND)
     asked = voter.ask_for_view(1)
     change = next(e.envelope for e in asked if isinstance(e, effects.PersistSigned))

@@ -1,0 +1,208 @@
+"""A member's own part in audits and cases: what it compares, whom it accuses, how it judges.
+
+The idea: the tribunal only keeps what is known; this file is the member that acts on it. It says everything once
+in a step and says it again while the case is open, because messages get lost. Like the step machine it collects its
+effects, and the node takes them. SPEC §6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.cases import Record, proof_of, subject_of
+from crowdsurf.protocol.chain import Head
+from crowdsurf.protocol.effects import ComputeFinding, Effect, PersistEvidence, PersistSigned, SendEnvelope, SendWant
+from crowdsurf.protocol.envelope import Equivocation, Opened, Signer, Slot, Verify, seal
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.events import FindingKnown, WorkRecomputed
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import (
+    Accusation,
+    Ban,
+    Certificate,
+    Commit,
+    Envelope,
+    Kind,
+    Payload,
+    Reason,
+    Verdict,
+)
+from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.transcript import Transcript
+from crowdsurf.protocol.tribunal import Tribunal
+
+
+class Auditor:
+    """Audits and cases, as one peer takes part in them. Effects collect in `effects`."""
+
+    def __init__(self, signer: Signer, run_id: Digest, verify: Verify, quorum_rule: str) -> None:
+        self._signer = signer
+        self._me = signer.peer_id
+        self._run_id = run_id
+        self._quorum_rule = quorum_rule
+        self.tribunal = Tribunal(run_id, verify)
+        self.effects: list[Effect] = []
+        self._said: set[Slot] = set()
+        """In this step."""
+        self._asked: set[Digest] = set()
+        """Cases, in this step."""
+        self._findings: dict[tuple[int, PeerId], Digest] = {}
+        """What validators of this peer's work must have found, by step and validator."""
+
+    # --- what comes in -----------------------------------------------------------------------------------
+
+    def on_message(self, source: PeerId, opened: Opened, head: Head, transcript: Transcript | None) -> None:
+        """An accusation or a verdict of a member, handed over by `source`; `transcript` is that of the step under way.
+        Raises Refusal."""
+        if abs(opened.envelope.step - head.step) > limits.CASE_STEPS:
+            raise Refusal(Code.EXPIRED, f"said in step {opened.envelope.step}, we are at {head.step}")
+        if isinstance(opened.payload, Accusation):
+            self._check(opened.payload, head)
+            if transcript is not None:
+                self.effects += self.tribunal.accuse(opened, head.roster, transcript.names_case)
+            else:
+                self.effects += self.tribunal.accuse(opened, head.roster)
+            return
+        try:
+            self.tribunal.judge(opened)
+        except Refusal as refusal:
+            if refusal.code is Code.FUTURE and isinstance(opened.payload, Verdict):
+                self._ask_for(Digest(opened.payload.case), source)
+            raise
+
+    def _check(self, accusation: Accusation, head: Head) -> None:
+        """What an accusation must be to be worth keeping. Raises Refusal."""
+        if not head.step - limits.CASE_STEPS <= accusation.step <= head.step:
+            # No header can ban for what has not happened yet, and everybody would go on trying.
+            raise Refusal(Code.EXPIRED, f"it is about step {accusation.step}, we are at {head.step}")
+        if not self.tribunal.was_member(accusation.accused, head.roster):
+            # Keys cost nothing: bans of strangers would make the roster forget those that are banned already.
+            raise Refusal(Code.BAD_ACCUSATION, "the accused is no member")
+
+    def recall(self, signed: list[Opened], head: Head) -> None:
+        """What this peer has said in the step under way, before it was restarted: it says nothing else in its place."""
+        for opened in signed:
+            if isinstance(opened.payload, Accusation | Verdict):
+                self._said.add(opened.slot)
+                with contextlib.suppress(Refusal):
+                    self.on_message(self._me, opened, head, None)
+
+    def _ask_for(self, case: Digest, source: PeerId) -> None:
+        """Once in a step: the answer holds verdicts, and each of them would be a reason to ask again."""
+        if source != self._me and case not in self._asked and len(self._asked) < limits.EVIDENCE_MAX:
+            self._asked.add(case)
+            self.effects.append(SendWant(source, (case,)))
+
+    def on_conflict(self, pair: Equivocation, head: Head) -> None:
+        """Somebody signed a slot twice; that convicts it, once."""
+        guilty = PeerId(pair.first.sender)
+        if not self.tribunal.is_proven(guilty):
+            self._accuse(Accusation(guilty, Reason.EQUIVOCATION, pair.first.step, proof_of(pair)), head)
+
+    def on_recomputed(self, found: WorkRecomputed, head: Head) -> None:
+        """Another peer's work, as it should have been: accuse whoever this peer validates, judge who is accused."""
+        record = self.tribunal.record(found.step)
+        for audit in record.audits if record is not None else ():
+            # The step it validates in may be over: late is better than never.
+            if record is not None and (audit.validator, audit.seed) == (self._me, found.seed):
+                commit = _commit_of(record, audit.target)
+                if commit is not None and commit.parts != found.parts:
+                    self._accuse(Accusation(audit.target, Reason.WRONG_GRADIENT, found.step), head)
+        for verdict in self.tribunal.recomputed(found):
+            said = self._say(Kind.VERDICT, verdict.case, verdict, head)
+            if said is not None:
+                with contextlib.suppress(Refusal):  # said before a restart, and heard again from somebody
+                    self.tribunal.judge(said)
+
+    def on_finding(self, event: FindingKnown, head: Head) -> None:
+        """What the validator of this peer's work must have found; it is compared when its step is certified, or now if
+        that is over."""
+        self._findings[event.step, event.finder] = event.finding
+        record = self.tribunal.record(event.step + 1)
+        if record is not None:
+            self._compare_findings(record, head)
+
+    def on_certified(self, before: Head, certificate: Certificate, head: Head, transcript: Transcript | None) -> None:
+        """A step is over: publish what convicted whom, keep what cases about it need, say again what is still open.
+        `transcript` is that of the step, if this peer took part in it."""
+        header = certificate.header
+        for ban in header.bans:
+            self._publish(ban, certificate, before)
+        self._said, self._asked = set(), set()
+        self.tribunal.forget(head.step, head.roster)
+        for envelope in self.tribunal.said_by(self._me):
+            self.effects.append(SendEnvelope(_others(head, self._me), envelope))
+        cut = transcript.cut(header.cut) if transcript is not None else None
+        if transcript is not None and cut is not None:
+            record = Record(before, header, head.audits, transcript.named_by(cut, before.roster.peers))
+            self.tribunal.remember(record)
+            self._compare_findings(record, head)
+        self._findings = {key: found for key, found in self._findings.items() if key[0] >= header.step}
+        self.effects += [ComputeFinding(a.step, a.validator) for a in head.audits if a.target == self._me]
+
+    def take_effects(self) -> list[Effect]:
+        """What is to be done, once."""
+        wanted, self.effects = self.effects, []
+        return wanted
+
+    # --- what it answers ---------------------------------------------------------------------------------
+
+    def convictions(self, head: Head) -> dict[bytes, Ban]:
+        """Bans a header may carry now, by case."""
+        return self.tribunal.convictions(head.roster, quorum_of(len(head.roster), self._quorum_rule))
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether anybody is accused of anything."""
+        return self.tribunal.has_cases
+
+    def messages(self, case: bytes) -> list[Envelope]:
+        """Everything signed about a case."""
+        return self.tribunal.messages(case)
+
+    # --- what it says ------------------------------------------------------------------------------------
+
+    def _compare_findings(self, record: Record, head: Head) -> None:
+        """Whoever validated this peer's work in a step must have found just that work."""
+        for audit in record.head.audits:
+            commit, expected = _commit_of(record, audit.validator), self._findings.get((audit.step, audit.validator))
+            if commit is None or not commit.finding or expected is None or audit.target != self._me:
+                continue
+            if commit.finding != expected:
+                self._accuse(Accusation(audit.validator, Reason.WRONG_FINDING, record.header.step), head)
+
+    def _accuse(self, accusation: Accusation, head: Head) -> None:
+        said = self._say(Kind.ACCUSATION, subject_of(accusation), accusation, head)
+        if said is not None:
+            with contextlib.suppress(Refusal):  # somebody was faster, or there are too many cases
+                self.effects += self.tribunal.accuse(said, head.roster)
+
+    def _say(self, kind: Kind, subject: bytes, payload: Payload, head: Head) -> Opened | None:
+        """Sign and broadcast something about a case, once in a step; members alone are heard."""
+        slot = Slot(head.step, 0, kind, subject)
+        if self._me not in head.roster.indexes or slot in self._said:
+            return None
+        self._said.add(slot)
+        opened = seal(self._signer, self._run_id, slot, payload)
+        self.effects += [PersistSigned(opened.envelope), SendEnvelope(_others(head, self._me), opened.envelope)]
+        return opened
+
+    def _publish(self, ban: Ban, certificate: Certificate, before: Head) -> None:
+        """Keep the evidence, and show the banned peer what convicted it."""
+        evidence = self.tribunal.evidence(ban, certificate)
+        if evidence is None:
+            return
+        if self.convictions(before).get(ban.case) == ban:  # else not enough was heard here to convince anybody else
+            self.effects.append(PersistEvidence(evidence))
+        banned = (PeerId(ban.peer),) if ban.peer != self._me else ()
+        self.effects += [SendEnvelope(banned, envelope) for envelope in self.messages(ban.case) if banned]
+
+
+def _commit_of(record: Record, peer: PeerId) -> Commit | None:
+    said = record.commits.get(peer)
+    return said.payload if said is not None and isinstance(said.payload, Commit) else None
+
+
+def _others(head: Head, me: PeerId) -> tuple[PeerId, ...]:
+    return tuple(peer for peer in head.roster.peers if peer != me)

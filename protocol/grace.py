@@ -1,0 +1,52 @@
+"""The last chance of members that have not opened their nonce, before a header may void the step for it.
+
+The idea: waits are adaptive, so an honest member from which parts are withheld may still wait for them when the
+others have opened their nonces and call it silent. Therefore nobody votes to void a step before it has shown the
+silent ones what it heard and has left them time to answer; an honest one opens its nonce when it sees that enough
+others have. Where too few are heard, the longest wait anybody may have decides. SPEC R-4.18, R-4.19.
+"""
+
+from __future__ import annotations
+
+from crowdsurf.protocol.manifest import DeadlineSection
+
+
+class Grace:
+    """One member's patience with silent ones, in one step."""
+
+    def __init__(self, bounds: DeadlineSection, began: float) -> None:
+        self._bounds = bounds
+        self._over = False
+        self._until: float | None = None
+        self._longest = began + bounds.work_seconds_max + self._after_cut
+
+    @property
+    def _after_cut(self) -> float:
+        """No honest member opens its nonce later than this after it has accepted a cut."""
+        return 2 * self._bounds.transfer_seconds_max + 3 * self._bounds.delivery_seconds
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the silent ones were shown what others opened."""
+        return self._over or self._until is not None
+
+    def begin(self, now: float) -> None:
+        """They are shown it now: one delivery to hear it, one to answer."""
+        self._until = now + 2 * self._bounds.delivery_seconds
+
+    def on_cut(self, now: float) -> None:
+        """A cut is accepted: from now on the longest wait is known better."""
+        self._longest = min(self._longest, now + self._after_cut)
+
+    def advance(self, now: float) -> None:
+        """Time goes on."""
+        if self._until is not None and now >= self._until:
+            self._over, self._until = True, None
+
+    def next_deadline(self) -> float | None:
+        """When it is over, if it has begun."""
+        return self._until
+
+    def is_over(self, now: float) -> bool:
+        """Whether a step may be voided for those who are still silent."""
+        return self._over or now >= self._longest

@@ -1,0 +1,215 @@
+"""The open cases, as one member sees them: from an accusation to a ban that a header can carry.
+
+The idea: this file only keeps what was said about whom, bounded, and answers which peers are convicted. What
+convicts is in `cases.py`; that a convicted peer is banned becomes a fact only by a certified header. SPEC §6.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.cases import Record, audit_in_question, case_name, guilty_of, proof_holds, subject_of
+from crowdsurf.protocol.chain import Audit
+from crowdsurf.protocol.effects import RecomputeWork
+from crowdsurf.protocol.envelope import Opened, Verify
+from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.events import WorkRecomputed
+from crowdsurf.protocol.evidence import Evidence
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Envelope, Reason, Verdict
+from crowdsurf.protocol.roster import Roster
+
+
+def _no_case(name: bytes) -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Case:
+    """An accusation, and what was found about it."""
+
+    name: Digest
+    opened: Opened
+    accusation: Accusation
+    audit: Audit | None
+    """What has to be recomputed; None for class A."""
+    guilty: PeerId | None = None
+    """What this member found itself."""
+    verdicts: dict[PeerId, Opened] = field(default_factory=dict)
+
+    @property
+    def accuser(self) -> PeerId:
+        return self.opened.sender
+
+    def ban_of(self, guilty: PeerId) -> Ban:
+        """The ban this case leads to."""
+        accused = guilty == self.accusation.accused
+        reason = self.accusation.reason if accused else int(Reason.FALSE_ACCUSATION)
+        return Ban(guilty, reason, self.accusation.step, self.name)
+
+    def is_settled(self, roster: Roster) -> bool:
+        """Whether one of those it could convict is banned."""
+        convicts = {self.guilty} if self.audit is None else {self.accuser, self.accusation.accused}
+        return bool(convicts & roster.outlaws)
+
+    def convicted(self, roster: Roster, quorum: int) -> PeerId | None:
+        """Who is guilty by the word of a quorum of members (class A: by the bytes)."""
+        if self.audit is None:
+            return self.guilty
+        counts: dict[PeerId, int] = {}
+        for peer, opened in self.verdicts.items():
+            if peer in roster.indexes and isinstance(opened.payload, Verdict):
+                guilty = PeerId(opened.payload.guilty)
+                counts[guilty] = counts.get(guilty, 0) + 1
+        return next((guilty for guilty, count in counts.items() if count >= quorum), None)
+
+
+class Tribunal:
+    """Cases of the last `CASE_STEPS` steps."""
+
+    def __init__(self, run_id: Digest, verify: Verify) -> None:
+        self._run_id = run_id
+        self._verify = verify
+        self._records: OrderedDict[int, Record] = OrderedDict()
+        self._cases: dict[bytes, Case] = {}
+
+    # --- what is known of past steps ---------------------------------------------------------------------
+
+    def remember(self, record: Record) -> None:
+        """Keep a step that was just certified, for the cases about it."""
+        self._records[record.header.step] = record
+
+    def forget(self, step: int, roster: Roster) -> None:
+        """Drop what is too old at `step` to be judged, and what has led to a ban."""
+        self._records = OrderedDict((s, r) for s, r in self._records.items() if s >= step - limits.CASE_STEPS)
+        oldest = step - limits.CASE_STEPS
+        self._cases = {
+            name: case
+            for name, case in self._cases.items()
+            if case.accusation.step >= oldest and not case.is_settled(roster)
+        }
+
+    def record(self, step: int) -> Record | None:
+        """What is remembered of a step."""
+        return self._records.get(step)
+
+    def was_member(self, peer: bytes, roster: Roster) -> bool:
+        """Whether a peer is a member, rests, or was a member in a step that is remembered."""
+        rosters = (roster, *(record.head.roster for record in self._records.values()))
+        return any(peer in one.indexes for one in rosters) or any(rest.peer == peer for rest in roster.resting)
+
+    # --- what is said ------------------------------------------------------------------------------------
+
+    def accuse(self, opened: Opened, roster: Roster, named: Callable[[bytes], bool] = _no_case) -> list[RecomputeWork]:
+        """Open a case; what has to be computed to judge it. `named` says whether a header that is to be judged rests on
+        a case: such a one is always taken. Raises Refusal."""
+        accusation = opened.payload
+        if not isinstance(accusation, Accusation) or opened.envelope.subject != subject_of(accusation):
+            raise Refusal(Code.MALFORMED, "the slot of an accusation names reason, step and accused")
+        if opened.sender == accusation.accused or accusation.reason == Reason.FALSE_ACCUSATION:
+            raise Refusal(Code.BAD_ACCUSATION, "nobody is accused of this")
+        if accusation.accused in roster.outlaws:
+            raise Refusal(Code.DUPLICATE, "it is banned already")
+        if opened.digest in self._cases:
+            raise Refusal(Code.DUPLICATE, "heard before")
+        if accusation.reason == Reason.EQUIVOCATION:
+            self._open_proven(opened, accusation, named)
+            return []
+        unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.audit is not None)
+        if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.EVIDENCE_MAX:
+            raise Refusal(Code.QUEUE_FULL, "too many open cases")
+        return [self._open_disputed(opened, accusation)]
+
+    def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
+        holds = proof_holds(accusation, self._run_id, self._verify)
+        name = case_name(opened, holds)
+        if name in self._cases:
+            raise Refusal(Code.DUPLICATE, "heard before")
+        guilty = PeerId(accusation.accused) if holds else opened.sender
+        if self.is_proven(guilty) and not named(name):
+            raise Refusal(Code.DUPLICATE, "it is convicted already")
+        self._cases[name] = Case(name, opened, accusation, None, guilty)
+
+    def _open_disputed(self, opened: Opened, accusation: Accusation) -> RecomputeWork:
+        record = self._records.get(accusation.step)
+        if accusation.reason not in (Reason.WRONG_GRADIENT, Reason.WRONG_FINDING) or accusation.proof:
+            raise Refusal(Code.BAD_ACCUSATION, f"reason {accusation.reason} is unknown, or proves itself")
+        if record is None:
+            raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
+        audit = audit_in_question(accusation, opened.sender, record)
+        self._cases[opened.digest] = Case(opened.digest, opened, accusation, audit)
+        return RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator)
+
+    def judge(self, opened: Opened) -> None:
+        """Take a member's verdict. Raises Refusal, FUTURE for a case not heard of yet."""
+        verdict = opened.payload
+        if not isinstance(verdict, Verdict) or opened.envelope.subject != verdict.case:
+            raise Refusal(Code.MALFORMED, "the slot of a verdict names its case")
+        case = self._cases.get(verdict.case)
+        if case is None:
+            raise Refusal(Code.FUTURE, "a verdict about something that is not known here")
+        if case.audit is None or verdict.guilty not in (case.accuser, case.accusation.accused):
+            raise Refusal(Code.BAD_ACCUSATION, "a verdict finds the accuser or the accused guilty")
+        if opened.sender in case.verdicts:
+            raise Refusal(Code.DUPLICATE, "heard before")
+        case.verdicts[opened.sender] = opened
+
+    def recomputed(self, found: WorkRecomputed) -> list[Verdict]:
+        """What this member finds in open cases, now that it knows the work as it should have been."""
+        verdicts = []
+        for case in self._cases.values():
+            audit, record = case.audit, self._records.get(case.accusation.step)
+            if case.guilty is not None or audit is None or record is None:
+                continue
+            if (audit.step, audit.seed, audit.validator) == (found.step, found.seed, found.finder):
+                case.guilty = guilty_of(case.accusation, case.accuser, record, found)
+                if case.guilty is not None:
+                    verdicts.append(Verdict(case.name, case.guilty))
+        return verdicts
+
+    # --- what follows ------------------------------------------------------------------------------------
+
+    def convictions(self, roster: Roster, quorum: int) -> dict[bytes, Ban]:
+        """Bans a header may carry now, by case."""
+        found = {}
+        for name, case in self._cases.items():
+            guilty = case.convicted(roster, quorum)
+            if guilty is not None and guilty not in roster.outlaws:
+                found[name] = case.ban_of(guilty)
+        return found
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether any case is open."""
+        return bool(self._cases)
+
+    def is_proven(self, peer: PeerId) -> bool:
+        """Whether a case is known that convicts the peer by its own signatures."""
+        return any(case.audit is None and case.guilty == peer for case in self._cases.values())
+
+    def messages(self, name: bytes) -> list[Envelope]:
+        """Everything signed about a case, to convince others."""
+        case = self._cases.get(name)
+        if case is None:
+            return []
+        return [case.opened.envelope, *(opened.envelope for opened in case.verdicts.values())]
+
+    def said_by(self, peer: PeerId) -> list[Envelope]:
+        """Accusations and verdicts of a peer in open cases; to be said again, because they may have been lost."""
+        found = [case.opened for case in self._cases.values() if case.accuser == peer]
+        found += [case.verdicts[peer] for case in self._cases.values() if peer in case.verdicts]
+        return [opened.envelope for opened in found]
+
+    def evidence(self, ban: Ban, certificate: Certificate) -> Evidence | None:
+        """What convicted a banned peer, if the case is known here."""
+        case = self._cases.get(ban.case)
+        if case is None:
+            return None
+        record = self._records.get(case.accusation.step)
+        commit = record.commits.get(PeerId(case.accusation.accused)) if record is not None and case.audit else None
+        verdicts = tuple(case.verdicts[peer].envelope for peer in sorted(case.verdicts))
+        exhibits = (commit.envelope,) if commit is not None else ()
+        return Evidence(ban, case.opened.envelope, verdicts, exhibits, certificate)

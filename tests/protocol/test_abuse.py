@@ -1,0 +1,133 @@
+"""What liars may try against justice itself: floods, accusations nobody can judge, and slips of those that restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from crowdsurf.protocol import events, limits
+from crowdsurf.protocol.cases import Proof, proof_holds
+from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Reason, Verdict, Vote
+from crowdsurf.protocol.wire import pack
+from tests.protocol.court import assert_just, opened, others_of, run_until_drawn, say, watchful_swarm, working_swarm
+from tests.protocol.swarm import FakePeer, FakeSigner, name, verify_mac
+
+
+@pytest.mark.parametrize("step", [4, 10**6])
+def test_an_accusation_about_what_has_not_happened_yet_stops_nobody(step: int) -> None:
+    """No header can carry such a ban, so a proposer that tried would never be voted for."""
+    swarm = working_swarm()
+    liar, victim = swarm.list[:2]
+    say(swarm, liar, Accusation(victim.id, Reason.EQUIVOCATION, step, b"no proof"), others_of(swarm, liar))
+    assert all(peer.refused[-1].code is Code.EXPIRED for peer in others_of(swarm, liar))
+    assert swarm.run_to_end()
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
+
+
+def test_a_flood_of_false_proofs_convicts_once_and_fills_nothing() -> None:
+    """Everybody hears other ones, more than there is room for; the proposer's is taken because its header names it."""
+    swarm = working_swarm()
+    liar, victim = swarm.list[:2]
+    honest = others_of(swarm, liar)
+    for number in range(limits.EVIDENCE_MAX + 10):
+        for peer in honest:
+            proof = pack([number, peer.id])
+            say(swarm, liar, Accusation(victim.id, Reason.EQUIVOCATION, 3, proof), [peer])
+    assert all(len(peer.node.auditor.tribunal._cases) == 1 for peer in honest)
+    assert swarm.run_to_end()
+    assert_just(swarm, liar, reason=Reason.FALSE_ACCUSATION)
+    assert {ban.step for story in victim.stories for ban in story.banned} == {3}
+
+
+def test_strangers_are_not_accused_because_bans_of_them_would_push_out_old_ones() -> None:
+    swarm = working_swarm()
+    liar = swarm.list[0]
+    stranger = FakeSigner(77)
+    run_id = liar.node.chain.run_id
+    signed = [seal(stranger, run_id, Slot(3, 0, Kind.VOTE, b""), Vote(name(text))) for text in ("one", "two")]
+    pairs = sorted((one.digest, one.envelope.signature) for one in signed)
+    proof = pack(Proof(3, 0, Kind.VOTE, b"", pairs[0], pairs[1]))
+    accusation = Accusation(stranger.peer_id, Reason.EQUIVOCATION, 3, proof)
+    assert proof_holds(accusation, run_id, verify_mac)
+    say(swarm, liar, accusation, others_of(swarm, liar))
+    assert all(peer.refused[-1].code is Code.BAD_ACCUSATION for peer in others_of(swarm, liar))
+    assert swarm.run_to_end()
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
+
+
+def test_one_dispute_is_one_case_however_it_is_spelled() -> None:
+    """Else a false accuser could show everybody another spelling, and no case would get enough verdicts."""
+    swarm = watchful_swarm(5, steps=12)
+    validator, target, step = run_until_drawn(swarm, "validator")
+    for number, peer in enumerate(others_of(swarm, validator)):
+        for spelling in range(5):
+            proof = pack([number, spelling])
+            say(swarm, validator, Accusation(target.id, Reason.WRONG_GRADIENT, step, proof), [peer])
+            assert peer.refused[-1].code is Code.BAD_ACCUSATION
+    say(swarm, validator, Accusation(target.id, Reason.WRONG_GRADIENT, step), others_of(swarm, validator))
+    assert swarm.run_to_end()
+    assert_just(swarm, validator, reason=Reason.FALSE_ACCUSATION)
+
+
+def test_a_verdict_that_comes_back_after_a_restart_is_no_surprise() -> None:
+    swarm = watchful_swarm(5, steps=12)
+    validator, target, step = run_until_drawn(swarm, "validator")
+    judge = next(peer for peer in swarm.list if peer not in (validator, target))
+    helper = next(peer for peer in swarm.list if peer not in (validator, target, judge))
+    say(swarm, validator, Accusation(target.id, Reason.WRONG_GRADIENT, step), others_of(swarm, validator))
+
+    def mine(peer: FakePeer) -> list[Envelope]:
+        return [e for e in peer.journal_signed if e.kind == Kind.VERDICT and e.sender == judge.id]
+
+    assert swarm.run(lambda: bool(mine(judge)))
+    swarm.kill(judge, noticed=False)
+    judge.restart()
+    case = opened(mine(judge)[0]).payload
+    assert isinstance(case, Verdict)
+    for envelope in helper.node.auditor.messages(case.case) + mine(judge):
+        judge.give(events.EnvelopeReceived(helper.id, envelope))
+    assert swarm.run_to_end()
+    assert_just(swarm, validator, reason=Reason.FALSE_ACCUSATION)
+
+
+def test_a_restarted_peer_does_not_accuse_twice_in_one_slot() -> None:
+    """With another proof of the same it would sign its slot twice, and be banned for that."""
+    swarm = working_swarm(steps=8)
+    liar, honest = swarm.list[:2]
+    run_id = liar.node.chain.run_id
+
+    def hear(*texts: str) -> None:
+        for text in texts:
+            envelope = seal(liar.signer, run_id, Slot(3, 5, Kind.VOTE, b""), Vote(name(text))).envelope
+            honest.give(events.EnvelopeReceived(liar.id, envelope))
+
+    hear("one", "two")
+    swarm.kill(honest, noticed=False)
+    honest.restart()
+    hear("three", "four")
+    said = [envelope for envelope in honest.journal_signed if envelope.kind == Kind.ACCUSATION]
+    assert len({envelope.payload for envelope in said}) == 1
+    assert swarm.run_to_end()
+    assert_just(swarm, liar, reason=Reason.EQUIVOCATION)
+
+
+def test_old_cases_are_not_opened_and_a_bystander_has_nothing_to_say() -> None:
+    swarm = working_swarm(count=5, step=12, steps=14)
+    head = swarm.list[0].node.chain.head
+    drawn = {peer for audit in head.audits for peer in audit[:2]}
+    bystander = next(peer for peer in swarm.list if peer.id not in drawn)
+    victim = next(peer for peer in swarm.list if peer is not bystander)
+    listener = next(peer for peer in swarm.list if peer not in (bystander, victim))
+    for about, said_in, code in (
+        (3, 12, Code.EXPIRED),
+        (11, 12, Code.BAD_ACCUSATION),
+        (11, 3, Code.EXPIRED),
+        (11, 21, Code.EXPIRED),
+    ):
+        accusation = Accusation(victim.id, Reason.WRONG_GRADIENT, about)
+        say(swarm, bystander, accusation, [listener], step=said_in)
+        assert listener.refused[-1].code is code
+    assert not listener.node.auditor.has_cases
+    assert swarm.run_to_end()
+    assert_just(swarm, reason=Reason.EQUIVOCATION)

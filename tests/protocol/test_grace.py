@@ -1,0 +1,50 @@
+"""The last chance of silent members: shown what others opened, or past the longest wait anybody may have."""
+
+from __future__ import annotations
+
+from crowdsurf.protocol.grace import Grace
+from crowdsurf.protocol.manifest import DeadlineSection
+
+BOUNDS = DeadlineSection(
+    work_seconds_min=1.0,
+    work_seconds_max=100.0,
+    transfer_seconds_min=1.0,
+    transfer_seconds_max=10.0,
+    delivery_seconds=2.0,
+)
+LONGEST = 2 * 10.0 + 3 * 2.0
+"""After the acceptance of a cut: parts, aggregates, and a delivery each for the cut, the reveal and its answer."""
+
+
+def test_a_shown_nonce_gives_one_delivery_to_hear_it_and_one_to_answer() -> None:
+    grace = Grace(BOUNDS, 5.0)
+    assert (grace.has_begun, grace.next_deadline()) == (False, None)
+    grace.begin(7.0)
+    assert (grace.has_begun, grace.next_deadline()) == (True, 11.0)
+    grace.advance(10.9)
+    assert not grace.is_over(10.9)
+    grace.advance(11.0)
+    assert grace.is_over(11.0)
+    assert (grace.has_begun, grace.next_deadline()) == (True, None)
+
+
+def test_where_too_few_are_heard_the_longest_wait_decides() -> None:
+    grace = Grace(BOUNDS, 5.0)
+    assert not grace.is_over(5.0 + 100.0 + LONGEST - 0.1)
+    assert grace.is_over(5.0 + 100.0 + LONGEST)
+
+
+def test_an_accepted_cut_shortens_the_longest_wait_and_never_prolongs_it() -> None:
+    grace = Grace(BOUNDS, 0.0)
+    grace.on_cut(20.0)
+    assert not grace.is_over(20.0 + LONGEST - 0.1)
+    assert grace.is_over(20.0 + LONGEST)
+    grace.on_cut(40.0)
+    assert grace.is_over(20.0 + LONGEST)
+
+
+def test_nothing_ends_before_its_time_however_often_time_goes_on() -> None:
+    grace = Grace(BOUNDS, 0.0)
+    for moment in range(50):
+        grace.advance(float(moment))
+        assert not grace.is_over(float(moment))
