@@ -7,6 +7,7 @@ records that were checked, and whatever a directory is told by strangers ends he
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Container
 
 from crowdsurf.dht.records import PeerRecord
 from crowdsurf.protocol.ids import Digest
@@ -26,6 +27,11 @@ class Directory(ABC):
     async def find(self, run_id: Digest) -> list[PeerRecord]:
         """Valid, unexpired records of the run, ours included: one per peer, sorted by peer, at most
         limits.DHT_RECORDS_PER_KEY_MAX. Empty for a run this directory was not opened for."""
+
+    @abstractmethod
+    def refuse(self, peers: Container[bytes]) -> None:
+        """Whoever is in `peers`, now or later, does not exist here: its records are neither returned nor kept for
+        others, its requests are not answered, and it is asked nothing."""
 
     @abstractmethod
     async def close(self) -> None:

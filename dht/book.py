@@ -7,7 +7,7 @@ held, are settled before. Pure: the clock and the signature check are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from crowdsurf.dht.records import PeerRecord, Verify, check_claims, check_signature, decode_record
@@ -41,14 +41,21 @@ class RecordBook:
         self._now = now
         self._entries: dict[bytes, Entry] = {}
         self._bytes = 0
+        self._refused: Container[bytes] = frozenset()
+
+    def refuse(self, peers: Container[bytes]) -> None:
+        """Neither take nor hold records of whoever is in `peers`, now or later."""
+        self._refused = peers
 
     def offer(self, data: bytes, peer: bytes) -> PeerRecord:
         """Check a record found under the name `peer` and hold it. Offering what is held already is fine.
 
-        Raises Refusal: what `check_record` raises, STALE if a newer one is held, QUEUE_FULL.
+        Raises Refusal: what `check_record` raises, BANNED, STALE if a newer one is held, QUEUE_FULL.
         """
         now = self._now()
-        self._drop_expired(now)
+        self._drop_unwanted(now)
+        if peer in self._refused:
+            raise Refusal(Code.BANNED, "the record is of a banned peer")
         held = self._entries.get(peer)
         if held is not None and held.data == data:
             return held.record
@@ -72,7 +79,7 @@ class RecordBook:
 
     def entries(self) -> list[Entry]:
         """Everything that has not expired, sorted by peer."""
-        self._drop_expired(self._now())
+        self._drop_unwanted(self._now())
         return [self._entries[peer] for peer in sorted(self._entries)]
 
     def records(self) -> list[PeerRecord]:
@@ -81,12 +88,14 @@ class RecordBook:
 
     def get(self, peer: PeerId) -> PeerRecord | None:
         """The record of one peer, if there is one that has not expired."""
-        self._drop_expired(self._now())
+        self._drop_unwanted(self._now())
         entry = self._entries.get(peer)
         return entry.record if entry else None
 
-    def _drop_expired(self, now: float) -> None:
-        for peer in [peer for peer, entry in self._entries.items() if entry.record.expires_at <= now]:
+    def _drop_unwanted(self, now: float) -> None:
+        """What has expired, and what is of refused peers."""
+        held = self._entries.items()
+        for peer in [peer for peer, entry in held if entry.record.expires_at <= now or peer in self._refused]:
             self._bytes -= len(self._entries.pop(peer).data)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import hivemind.dht.node as hivemind_node
 from hivemind.dht.node import DHTNode
@@ -142,6 +142,11 @@ class HivemindDirectory(Directory):
         await self._visit_nearest(self._key_id)
         return self._book.records()
 
+    def refuse(self, peers: Container[bytes]) -> None:
+        """See Directory."""
+        self._book.refuse(peers)
+        self._node.protocol.refused = peers
+
     async def close(self) -> None:
         """See Directory. The P2P stays open. End calls of `find`, `join` and `announce` first."""
         if not self._closed:
@@ -150,6 +155,7 @@ class HivemindDirectory(Directory):
             await self._node.protocol.close()
 
     async def _visit_nearest(self, target: DHTID) -> None:
+        self._node.protocol.forget_refused()
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 await self._node.find_nearest_nodes([target], exclude_self=True)
@@ -160,6 +166,8 @@ class HivemindDirectory(Directory):
         """Connect and exchange node ids; whether the peer answered."""
         try:
             peer_id, route = parse_address(address)
+            if peer_id.to_bytes() in self._node.protocol.refused:
+                return False
             await self._node.p2p._client.connect(peer_id, [route])  # P2P offers no public way to dial an address
         except (MisuseError, P2PDaemonError, OSError, EOFError) as error:
             logger.debug("%s cannot be reached: %r", address, error)

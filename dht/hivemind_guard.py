@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Collection, Container, Coroutine, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -181,17 +181,19 @@ class CrowdsurfDirectory(DHTProtocol):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.refused: Container[bytes] = frozenset()
+        """Peers that are not answered, not asked, not named to others, and have no place in the table."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
-        """A node introduces itself. Raises Refusal if its node id is not its own."""
-        _check_sender(request.peer, context.remote_id)
+        """A node introduces itself. Raises Refusal if it is banned or its node id is not its own."""
+        self._check_sender(request.peer, context.remote_id)
         return await self._owned(super().rpc_ping(request, context))
 
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
         """A node gives us records. Raises Refusal."""
-        _check_sender(request.peer, context.remote_id)
+        self._check_sender(request.peer, context.remote_id)
         lengths = {len(request.subkeys), len(request.values), len(request.expiration_time), len(request.in_cache)}
         if len(request.keys) > KEYS_PER_REQUEST_MAX or lengths != {len(request.keys)}:
             raise Refusal(Code.MALFORMED, f"a store request for {len(request.keys)} keys")
@@ -199,33 +201,46 @@ class CrowdsurfDirectory(DHTProtocol):  # type: ignore[misc]
 
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
         """A node asks for records and neighbours. Raises Refusal."""
-        _check_sender(request.peer, context.remote_id)
+        self.forget_refused()
+        self._check_sender(request.peer, context.remote_id)
         if len(request.keys) > KEYS_PER_REQUEST_MAX:
             raise Refusal(Code.MALFORMED, f"a find request for {len(request.keys)} keys")
         return await self._owned(super().rpc_find(request, context))
 
     async def call_ping(self, peer: PeerID, validate: bool = False, strict: bool = True) -> DHTID | None:
         """Introduce ourselves; the node's id, or None if it does not answer."""
+        if self._refuses(peer):
+            return None
         try:
             return await self._owned(super().call_ping(peer, validate, strict))
         except AssertionError:  # hivemind's own check of the length of the node id in the answer
             return None
 
-    async def call_store(self, *arguments: Any, **options: Any) -> list[bool] | None:
+    async def call_store(self, peer: PeerID, *arguments: Any, **options: Any) -> list[bool] | None:
         """Give a node records; which of them it took, or None if it does not answer."""
-        return await self._owned(super().call_store(*arguments, **options))
+        if self._refuses(peer):
+            return None
+        return await self._owned(super().call_store(peer, *arguments, **options))
 
     async def call_find(self, peer: PeerID, keys: Collection[DHTID]) -> Found | None:
         """Ask a node. Its valid records are in our book when this returns; only its neighbours are handed on."""
-        found = await self._owned(super().call_find(peer, keys))
+        found = None if self._refuses(peer) else await self._owned(super().call_find(peer, keys))
         if found is None:
             return None
         return {key: (None, self._plausible(neighbours)) for key, (_, neighbours) in found.items()}
 
     async def update_routing_table(self, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
-        """Note that a peer was there or was not. A node id that is not the peer's own is ignored."""
+        """Note that a peer was there or was not. A node id that is not the peer's own is ignored; a banned peer is
+        never there."""
         if node_id is None or node_id == node_id_of(peer_id):
-            await self._owned(super().update_routing_table(node_id, peer_id, responded))
+            is_there = responded and not self._refuses(peer_id)
+            await self._owned(super().update_routing_table(node_id, peer_id, is_there))
+
+    def forget_refused(self) -> None:
+        """Take whoever was banned since out of the table."""
+        for peer_id, node_id in list(self.routing_table.peer_id_to_uid.items()):
+            if self._refuses(peer_id):
+                del self.routing_table[node_id]
 
     async def close(self) -> None:
         """Stop answering and end every task that hivemind left behind."""
@@ -256,7 +271,17 @@ class CrowdsurfDirectory(DHTProtocol):  # type: ignore[misc]
 
     def _plausible(self, neighbours: dict[DHTID, PeerID]) -> dict[DHTID, PeerID]:
         own = ((node, peer) for node, peer in neighbours.items() if node == node_id_of(peer) and node != self.node_id)
-        return dict(islice(own, NEAREST_NODES))
+        return dict(islice(((node, peer) for node, peer in own if not self._refuses(peer)), NEAREST_NODES))
+
+    def _refuses(self, peer: PeerID) -> bool:
+        return peer.to_bytes() in self.refused
+
+    def _check_sender(self, node: dht_pb2.NodeInfo, sender: PeerID) -> None:
+        """Raise Refusal for a banned sender, or a node id that is neither its own nor empty (a client's)."""
+        if self._refuses(sender):
+            raise Refusal(Code.BANNED, "the node is banned")
+        if node.node_id and node.node_id != node_id_of(sender).to_bytes():
+            raise Refusal(Code.MALFORMED, "the node id does not belong to the sender")
 
     async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` so that `close` ends it: hivemind starts tasks and forgets them."""
@@ -272,9 +297,3 @@ class CrowdsurfDirectory(DHTProtocol):  # type: ignore[misc]
         finally:
             if added and task is not None:
                 self._tasks.discard(task)
-
-
-def _check_sender(node: dht_pb2.NodeInfo, sender: PeerID) -> None:
-    """Raise Refusal unless the node id is the sender's own, or empty (a client that takes no requests)."""
-    if node.node_id and node.node_id != node_id_of(sender).to_bytes():
-        raise Refusal(Code.MALFORMED, "the node id does not belong to the sender")

@@ -6,7 +6,7 @@ checks as one that came from a stranger.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.dht.book import RecordBook, offer_own
@@ -42,6 +42,7 @@ class MemoryDirectory(Directory):
         self._network = network
         self._run_id = run_id
         self._closed = False
+        self._refused: Container[bytes] = frozenset()
 
     async def announce(self, record: bytes) -> None:
         """See Directory."""
@@ -53,7 +54,11 @@ class MemoryDirectory(Directory):
         """See Directory."""
         if self._closed or run_id != self._run_id:
             return []
-        return self._network.book(run_id).records()
+        return [record for record in self._network.book(run_id).records() if record.peer not in self._refused]
+
+    def refuse(self, peers: Container[bytes]) -> None:
+        """See Directory. The shared book is everybody's; this peer only does not see them in it."""
+        self._refused = peers
 
     async def close(self) -> None:
         """See Directory."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from typing import Any
 
 from crowdsurf.dht.base import Directory
@@ -43,9 +43,13 @@ def peer_of_address(address: str) -> PeerId:
 
 
 class AddressBook:
-    """Addresses by peer id, bounded: who was not heard of for longest goes, but no contact for a stranger's sake."""
+    """Addresses by peer id, bounded: who was not heard of for longest goes, but no contact for a stranger's sake.
 
-    def __init__(self) -> None:
+    Whoever is in `banned`, now or later, is not in the book.
+    """
+
+    def __init__(self, banned: Container[PeerId] = frozenset()) -> None:
+        self.banned = banned
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
         self.contacts: Callable[[], Sequence[PeerId]] = lambda: ()
         """Peers whose addresses are kept whoever else comes."""
@@ -53,6 +57,8 @@ class AddressBook:
     def add(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Remember addresses; newer ones replace older ones."""
         self._addresses.pop(peer, None)
+        if peer in self.banned:
+            return
         self._addresses[peer] = tuple(addresses[: limits.ADDRESSES_PER_PEER_MAX])
         if len(self._addresses) > BOOK_PEERS_MAX:
             contacts = set(self.contacts())
@@ -69,11 +75,11 @@ class AddressBook:
 
     def of(self, peer: PeerId) -> tuple[str, ...]:
         """Addresses of a peer, possibly none."""
-        return self._addresses.get(peer, ())
+        return () if peer in self.banned else self._addresses.get(peer, ())
 
     def peers(self) -> list[PeerId]:
         """Everyone with an address."""
-        return sorted(self._addresses)
+        return sorted(peer for peer in self._addresses if peer not in self.banned)
 
 
 class Discovery:
@@ -107,10 +113,13 @@ class Discovery:
         await self._directory.announce(record)
 
     async def search(self) -> None:
-        """Look up everyone and note their addresses. Raises WorldError."""
+        """Look up everyone and note their addresses, but of nobody who is banned. Raises WorldError."""
+        for known in self._last_known.peers():
+            if known.peer in self._book.banned:
+                self._last_known.forget(PeerId(known.peer))
         for record in await self._directory.find(self._run_id):
             peer = PeerId(record.peer)
-            if peer != self._key.peer_id:
+            if peer != self._key.peer_id and peer not in self._book.banned:
                 self._book.add(peer, record.addresses)
                 self._last_known.remember(peer, record.addresses, record.step)
 

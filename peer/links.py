@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
 from crowdsurf.peer import packets
+from crowdsurf.peer.bans import Bans
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
@@ -46,7 +47,8 @@ class Link:
 
     def __init__(self, peer: PeerId, links: Links) -> None:
         self.peer = peer
-        self.connected = False
+        self.stream: Stream | None = None
+        """The stream that is up."""
         self._links = links
         self._queue: deque[tuple[int, bytes]] = deque()
         self._queued_bytes = 0
@@ -54,6 +56,11 @@ class Link:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.create_task(self._run(), name="link")
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is up."""
+        return self.stream is not None
 
     def send(self, kind: FrameKind, payload: bytes) -> None:
         """Queue a frame. A full queue drops its oldest one."""
@@ -91,14 +98,14 @@ class Link:
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
                 continue
             pause = PAUSE_SECONDS_MIN
-            self.connected = True
+            self.stream = stream
             try:
                 await self._links.post(events.PeerSeen(self.peer))
                 await self._pump(stream)
             except WorldError:
                 pass
             finally:
-                self.connected = False
+                self.stream = None
                 stream.abort()
             await self._links.post(events.PeerGone(self.peer))
             await asyncio.sleep(pause)
@@ -139,35 +146,69 @@ class Links:
     """All control links of a peer."""
 
     def __init__(
-        self, transport: Transport, run_id: Digest, addresses: Addresses, post: Post, refuse: Refuse, metrics: Metrics
+        self,
+        transport: Transport,
+        run_id: Digest,
+        addresses: Addresses,
+        post: Post,
+        refuse: Refuse,
+        metrics: Metrics,
+        bans: Bans | None = None,
     ) -> None:
+        """`bans` are those that the transport refuses; `ban` adds to them."""
         self.transport = transport
         self.run_id = run_id
         self.addresses = addresses
         self.post = post
         self.metrics = metrics
         self._refuse = refuse
+        self._bans = Bans() if bans is None else bans
         self._links: dict[PeerId, Link] = {}
         self._inbound: Counter[PeerId] = Counter()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], list[Link]] = {}
 
     async def start(self) -> None:
         """Accept control streams."""
         await self.transport.serve(packets.CONTROL_STREAM, self._serve)
 
     async def keep(self, peers: Sequence[PeerId]) -> None:
-        """Have links to exactly these peers."""
+        """Have links to exactly these peers, but to none that is banned."""
         for peer in [peer for peer in self._links if peer not in set(peers)]:
             link = self._links.pop(peer)
             if len(self._retiring) >= RETIRING_MAX:
                 await link.close()
                 continue
-            retiring = asyncio.create_task(self._retire(link))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._start_retiring(self._retire(link), [link])
         for peer in peers:
-            if peer not in self._links:
+            if peer not in self._links and peer not in self._bans:
                 self._links[peer] = Link(peer, self)
+
+    def ban(self, peers: Collection[PeerId]) -> None:
+        """Have nothing to do with these peers from now on; whoever is banned already stays as it is.
+
+        All streams with them end at once, except a control link that is up: it may send what is queued, above all the
+        certificate that says why, for RETIRE_SECONDS as any other that retires. Then the connection is dropped.
+        """
+        new = self._bans.add(peers)
+        linked = [*self._links.values(), *(link for links in self._retiring.values() for link in links)]
+        farewells = [link for link in linked if link.peer in set(new)]
+        for peer in new:
+            self._links.pop(peer, None)
+            self.transport.abort(peer, [link.stream for link in farewells if link.peer == peer and link.stream])
+        if new:
+            self._start_retiring(self._cut_off(new, farewells), farewells)
+
+    def _start_retiring(self, work: Coroutine[None, None, None], links: list[Link]) -> None:
+        retiring = asyncio.create_task(work, name="retiring links")
+        self._retiring[retiring] = links
+        retiring.add_done_callback(self._retiring.pop)
+
+    async def _cut_off(self, peers: Sequence[PeerId], links: Sequence[Link]) -> None:
+        """End the links of banned peers, and their connections."""
+        await asyncio.gather(*(self._retire(link) for link in links))
+        for peer in peers:
+            with contextlib.suppress(WorldError):  # no connection, or a network process that is gone: as good
+                await self.transport.disconnect(peer)
 
     async def _retire(self, link: Link) -> None:
         """End a link once what was queued is out: above all the certificate that tells a peer that it has left."""
@@ -178,7 +219,9 @@ class Links:
             await link.close()
 
     def send(self, peer: PeerId, kind: FrameKind, payload: bytes) -> None:
-        """Queue a frame for a peer; a peer without a link gets one for the answer."""
+        """Queue a frame for a peer; a peer without a link gets one for the answer, and a banned one gets nothing."""
+        if peer in self._bans:
+            return
         if peer not in self._links:
             self._links[peer] = Link(peer, self)
         self._links[peer].send(kind, payload)
@@ -197,10 +240,13 @@ class Links:
 
     async def close(self) -> None:
         """End all links."""
-        for retiring in self._retiring:
-            retiring.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in self._links.values()))
+        retiring = dict(self._retiring)
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
+        # A task that was cancelled before it began has not ended its links.
+        links = [*self._links.values(), *(link for links in retiring.values() for link in links)]
+        await asyncio.gather(*(link.close() for link in links))
         self._links.clear()
 
     async def _serve(self, stream: Stream) -> None:

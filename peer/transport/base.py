@@ -15,7 +15,7 @@ that ended when more was expected means that its peer is gone as far as this str
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from typing import Any, TypeAlias
 
 from crowdsurf.protocol.errors import WorldError
@@ -121,12 +121,17 @@ class Transport(ABC):
         """Accept streams of this protocol. Raises MisuseError if it is served already."""
 
     @abstractmethod
-    async def disconnect(self, peer: PeerId) -> None:
-        """Abort every stream with `peer` and drop the connection to it."""
+    def refuse(self, peers: Container[PeerId]) -> None:
+        """Whoever is in `peers`, now or later, gets nothing: the streams it opens are aborted before a byte is read,
+        and it is neither dialled nor is a stream opened to it. Streams that are open already stay; see `abort`."""
 
     @abstractmethod
-    def refuse(self, peer: PeerId) -> None:
-        """From now on `peer` gets nothing: its streams are aborted before a byte is read, none is opened to it."""
+    def abort(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:
+        """Abort the streams with `peer`, in both directions, but for those that are `spared`."""
+
+    @abstractmethod
+    async def disconnect(self, peer: PeerId) -> None:
+        """Abort every stream with `peer` and drop the connection to it. Raises WorldError if the network is gone."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -7,7 +7,7 @@ back-pressure, aborts and lost peers look as they do over a real network, and wi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 from crowdsurf.peer.transport.base import (
@@ -192,6 +192,7 @@ class MemoryTransport(Transport):
     async def connect(
         self, peer: PeerId, addresses: Sequence[str], timeout_seconds: float = CONNECT_TIMEOUT_SECONDS
     ) -> None:
+        self._table.require_welcome(peer)
         self._network.find(peer)
 
     async def open(self, peer: PeerId, protocol: str, timeout_seconds: float) -> Stream:
@@ -202,11 +203,14 @@ class MemoryTransport(Transport):
     async def serve(self, protocol: str, handler: Handler) -> None:
         self._table.register(protocol, handler)
 
+    def refuse(self, peers: Container[PeerId]) -> None:
+        self._table.refuse(peers)
+
+    def abort(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:
+        self._table.abort_all(peer, spared)
+
     async def disconnect(self, peer: PeerId) -> None:
         self._table.abort_all(peer)
-
-    def refuse(self, peer: PeerId) -> None:
-        self._table.refuse(peer)
 
     async def close(self) -> None:
         self._network.kill(self.peer_id)

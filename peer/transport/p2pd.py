@@ -5,7 +5,10 @@ control protocol (p2pd_control.py) and then move bytes between its unix socket a
 (sockets.py), which hivemind's own stream readers would copy several times. p2pd authenticates peers and
 encrypts; it has no limits of its own, so StreamTable carries them.
 
-Two things about p2pd to know: it binds its port with SO_REUSEPORT, so that a second one on the same port
+p2pd has no gate: a refused peer can connect again, and may hold that connection as long as it opens no stream of
+ours (libp2p's own protocols answer it). Its streams are refused here, and each one it tries costs it the connection.
+
+Two more things about p2pd to know: it binds its port with SO_REUSEPORT, so that a second one on the same port
 starts without a word and the two share the connections (hence the probe before the start); and it outlives
 a killed daemon by one to four seconds, still on that port (hence the patience).
 """
@@ -20,7 +23,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +37,6 @@ from crowdsurf.peer.transport.base import (
     STREAMS_MAX,
     Handler,
     Stream,
-    StreamTimeout,
     Transport,
 )
 from crowdsurf.peer.transport.frames import deadline
@@ -137,6 +139,8 @@ class P2pdTransport(Transport):
                 await call(self._control_path, request)
         except P2pdRefused as error:
             raise WorldError(f"peer {short(peer)} cannot be reached: {error.reason}") from error
+        await self._drop_if_refused(peer)
+        self._table.require_welcome(peer)
 
     async def open(self, peer: PeerId, protocol: str, timeout_seconds: float) -> Stream:
         self._table.require_welcome(peer)
@@ -156,6 +160,8 @@ class P2pdTransport(Transport):
         self._table.add(stream)
         if self._table.refuses(peer):
             stream.abort()
+            await self._drop_if_refused(peer)
+            self._table.require_welcome(peer)
         return stream
 
     async def serve(self, protocol: str, handler: Handler) -> None:
@@ -168,14 +174,22 @@ class P2pdTransport(Transport):
         async with deadline(_CONTROL_TIMEOUT_SECONDS, "p2pd"):
             await call(self._control_path, request)
 
+    def refuse(self, peers: Container[PeerId]) -> None:
+        self._table.refuse(peers)
+
+    def abort(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:
+        self._table.abort_all(peer, spared)
+
     async def disconnect(self, peer: PeerId) -> None:
         self._table.abort_all(peer)
         request = Request(type=Request.DISCONNECT, disconnect=p2pd_pb2.DisconnectRequest(peer=peer))
         async with deadline(_CONTROL_TIMEOUT_SECONDS, "p2pd"):
             await call(self._control_path, request)
 
-    def refuse(self, peer: PeerId) -> None:
-        self._table.refuse(peer)
+    async def _drop_if_refused(self, peer: PeerId) -> None:
+        """Drop the connection of a peer that has come back, unless a stream that was spared is still under way."""
+        if self._table.refuses(peer) and not self._table.has_open(peer):
+            await self.disconnect(peer)
 
     async def close(self) -> None:
         greetings = [self._accepting, *self._greetings]
@@ -215,8 +229,9 @@ class P2pdTransport(Transport):
             stream = SocketStream(connection, PeerId(info.peer), info.proto, self._table.remove)
             handed_over = True
             self._table.add(stream)
-            self._table.accept(stream)
-        except (OSError, StreamTimeout) as error:
+            if not self._table.accept(stream):
+                await self._drop_if_refused(stream.peer)
+        except (OSError, WorldError) as error:
             _logger.debug("p2pd dropped an inbound stream: %s", error)
         finally:
             if not handed_over:

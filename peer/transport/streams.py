@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Collection, Container
 
 from crowdsurf.peer.transport.base import STREAMS_MAX, STREAMS_PER_PEER_MAX, Handler, Stream
 from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
@@ -22,7 +23,7 @@ class StreamTable:
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
-        self._refused: set[PeerId] = set()
+        self._refused: Container[PeerId] = frozenset()
         self._streams: dict[PeerId, set[Stream]] = {}
         self._inbound: Counter[PeerId] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -37,10 +38,9 @@ class StreamTable:
         """Whether somebody registered `protocol`."""
         return protocol in self._handlers
 
-    def refuse(self, peer: PeerId) -> None:
-        """Refuse `peer` from now on and abort what it has open."""
-        self._refused.add(peer)
-        self.abort_all(peer)
+    def refuse(self, peers: Container[PeerId]) -> None:
+        """Refuse whoever is in `peers`, now or later. What they have open stays open."""
+        self._refused = peers
 
     def refuses(self, peer: PeerId) -> bool:
         """Whether `peer` gets nothing from us."""
@@ -77,10 +77,15 @@ class StreamTable:
         task.add_done_callback(lambda _: self._count_down(stream))
         return True
 
-    def abort_all(self, peer: PeerId) -> None:
-        """Abort every stream with `peer`, in both directions."""
+    def has_open(self, peer: PeerId) -> bool:
+        """Whether a stream with `peer` is open."""
+        return peer in self._streams
+
+    def abort_all(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:
+        """Abort the streams with `peer`, in both directions, but for those that are `spared`."""
         for stream in list(self._streams.get(peer, ())):
-            stream.abort()
+            if stream not in spared:
+                stream.abort()
 
     def abort_everything(self) -> None:
         """Abort every stream with everybody."""

@@ -165,6 +165,20 @@ class DirectoryConformance:
         assert await swarm.directories[0].find(RUN) == []
         assert await swarm.push(swarm.directories[0], key.peer_id, sound)
 
+    async def test_refused_peers_are_not_found(self, swarm: Swarm) -> None:
+        banned_key, honest = PeerKey.generate(), PeerKey.generate()
+        expires_at = swarm.clock.wall_seconds() + 60
+        for index, key in enumerate((banned_key, honest)):
+            await swarm.directories[index].announce(record_of(key, expires_at))
+        banned: set[bytes] = set()
+        for directory in swarm.directories[:2]:
+            directory.refuse(banned)
+            assert len(await directory.find(RUN)) == 2
+        banned.add(banned_key.peer_id)
+        await swarm.push(swarm.directories[1], banned_key.peer_id, record_of(banned_key, expires_at + 1))
+        for directory in swarm.directories[:2]:
+            assert [record.peer for record in await directory.find(RUN)] == [honest.peer_id]
+
     async def test_close_twice_then_announce_is_misuse(self, swarm: Swarm) -> None:
         directory = swarm.directories[0]
         await directory.close()

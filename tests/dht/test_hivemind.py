@@ -157,6 +157,19 @@ class LyingStorage:
     store_subkey = store
 
 
+class CountingStorage(LyingStorage):
+    """Has nothing, and counts who asks."""
+
+    def __init__(self, key: DHTID) -> None:
+        super().__init__(key, None, 0.0)
+        self.questions = 0
+
+    def get(self, key: DHTID) -> Any:
+        """Nothing."""
+        self.questions += 1
+        return None
+
+
 @pytest.mark.asyncio(loop_scope="module")
 class TestHivemindDirectory(DirectoryConformance):
     """The suite, and what only a network can do to us."""
@@ -231,6 +244,66 @@ class TestHivemindDirectory(DirectoryConformance):
                 await call(request, timeout=10)
         assert swarm.nodes[0]._key_id not in victim.routing_table
         assert node_id_of(swarm.p2ps[-1].peer_id) == swarm.liar.node_id
+
+    async def test_records_of_banned_peers_are_not_kept_for_others(self, swarm: HivemindSwarm) -> None:
+        banned, honest = PeerKey.generate(), PeerKey.generate()
+        expires_at = swarm.clock.wall_seconds() + 60
+        for key in (banned, honest):
+            assert await swarm.push(swarm.directories[0], key.peer_id, record_of(key, expires_at))
+        swarm.directories[0].refuse({banned.peer_id})
+        assert not await swarm.push(swarm.directories[0], banned.peer_id, record_of(banned, expires_at + 1))
+        # It asks the first one too, which has a place among its neighbours.
+        assert [record.peer for record in await swarm.directories[1].find(RUN)] == [honest.peer_id]
+        both = dictionary_of(
+            (banned.peer_id, record_of(banned, expires_at + 2), 1e300),
+            (honest.peer_id, record_of(honest, expires_at + 2), 1e300),
+        )
+        swarm.liar.storage = LyingStorage(swarm.nodes[0]._key_id, both, 1e300)
+        (record,) = await swarm.directories[0].find(RUN)
+        assert (record.peer, record.expires_at) == (honest.peer_id, expires_at + 2)
+
+    async def test_a_banned_node_is_not_answered_not_asked_and_not_named(
+        self, swarm: HivemindSwarm, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await asyncio.gather(*(directory.find(RUN) for directory in swarm.directories))
+        asked = CountingStorage(swarm.nodes[0]._key_id)
+        swarm.liar.storage = asked
+        liar_id, liar_node = swarm.p2ps[-1].peer_id, swarm.liar.node_id
+        protocol = swarm.nodes[0]._node.protocol
+        assert await protocol.call_ping(liar_id) == liar_node
+        await protocol.update_routing_table(liar_node, liar_id)
+        assert liar_node in protocol.routing_table
+        await swarm.nodes[0].find(RUN)
+        assert asked.questions == 1
+        swarm.directories[0].refuse({liar_id.to_bytes()})
+        await swarm.nodes[0].find(RUN)
+        assert liar_node not in protocol.routing_table
+        assert protocol._plausible({liar_node: liar_id}) == {}
+        protocol.routing_table.add_or_update_node(liar_node, liar_id)  # as if it was banned just now
+        stub = swarm.liar.get_stub(swarm.p2ps[0].peer_id)
+        me = swarm.liar.node_info
+        for request, call in (
+            (dht_pb2.PingRequest(peer=me), stub.rpc_ping),
+            (dht_pb2.FindRequest(peer=me), stub.rpc_find),
+            (dht_pb2.StoreRequest(peer=me), stub.rpc_store),
+            (dht_pb2.PingRequest(), stub.rpc_ping),
+        ):
+            with pytest.raises(hivemind_p2p.P2PHandlerError, match="banned"):
+                await call(request, timeout=10)
+        key = swarm.nodes[0]._key_id
+        found = await swarm.nodes[1]._node.protocol.call_find(swarm.p2ps[0].peer_id, [key])
+        assert found is not None
+        assert liar_node not in found[key][1]
+        assert await protocol.call_ping(liar_id) is None
+        assert await protocol.call_find(liar_id, [key]) is None
+        assert await protocol.call_store(liar_id, [key], [b""], 1.0) is None
+        dialled: list[Any] = []
+        monkeypatch.setattr(swarm.p2ps[0]._client, "connect", lambda *route: dialled.append(route))
+        assert await swarm.nodes[0].join(swarm.addresses(-1)) == 0
+        assert dialled == []
+        await protocol.update_routing_table(liar_node, liar_id)
+        assert liar_node not in protocol.routing_table
+        assert asked.questions == 1
 
     async def test_records_outlive_their_announcer_and_a_dead_neighbour(
         self, swarm: HivemindSwarm, tmp_path: Path

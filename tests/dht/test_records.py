@@ -183,3 +183,23 @@ def test_book_is_bounded_in_bytes_and_gets_them_back(monkeypatch: pytest.MonkeyP
     book.offer(record_of(KEY, clock.wall_seconds() + 20), KEY.peer_id)
     book.offer(record_of(OTHER, clock.wall_seconds() + 60), OTHER.peer_id)
     assert len(book.entries()) == 2
+
+
+def test_a_banned_peers_record_is_refused_and_the_one_that_is_held_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DHT_RECORDS_PER_KEY_MAX", 1)
+    clock = ManualClock()
+    book = CountingBook(clock)
+    banned: set[bytes] = set()
+    book.refuse(banned)
+    data = record_of(KEY, clock.wall_seconds() + 60)
+    book.offer(data, KEY.peer_id)
+    banned.add(KEY.peer_id)
+    with pytest.raises(Refusal) as caught:
+        book.offer(data, KEY.peer_id)
+    assert caught.value.code is Code.BANNED
+    assert book.get(KEY.peer_id) is None
+    assert not book.holds(data, KEY.peer_id)
+    with pytest.raises(Refusal):
+        book.offer(record_of(KEY, clock.wall_seconds() + 61), KEY.peer_id)
+    assert book.checks == 1  # the signature is not even looked at
+    book.offer(record_of(OTHER, clock.wall_seconds() + 60), OTHER.peer_id)  # there is room again

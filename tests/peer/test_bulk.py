@@ -276,3 +276,26 @@ async def test_senders_to_peers_that_left_end_with_their_streams(me: Side, them:
     assert not them.bulk._senders
     assert not them.transport._table._streams
     await until(lambda: not me.transport._table._tasks)
+
+
+async def test_a_banned_peer_stops_in_the_middle_of_a_part_and_gets_none(me: Side, them: Side) -> None:
+    banned: set[PeerId] = set()
+    me.transport.refuse(banned)
+    names = me.hold(0, bytes(PART_BYTES), DATA[::-1])
+    them.expect(0, names[0])
+    me.bulk.push(OTHER, 0, names[0])
+    assert await them.inbox.event() == events.BlobArrived(names[0])
+    me.blobs.expect_part(ExpectPart(1, 0, 2, 1, NAME, PART_BYTES))
+    stream = await stream_to_me(them)
+    head = packets.PUSH_HEAD.pack(1, NAME)
+    await stream.send(bytes([FrameKind.PUSH]) + (len(head) + PART_BYTES).to_bytes(4, "big"), head, DATA[:1000])
+    await until(lambda: NAME in me.blobs._receiving)
+    banned.add(OTHER)
+    me.transport.abort(OTHER)
+    await until(lambda: NAME not in me.blobs._receiving)
+    them.expect(0, names[1], member=0)
+    me.bulk.push(OTHER, 0, names[1])  # on the stream that was aborted, then on a new one that is not opened
+    await until(lambda: not me.bulk._senders[OTHER]._queue)
+    assert not me.transport._table._streams
+    assert not them.blobs.holds(names[1])
+    assert me.inbox.refusals.empty()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from crowdsurf.dht.base import Directory
 from crowdsurf.dht.records import PeerRecord, check_record
 from crowdsurf.peer import discovery as discovery_module
+from crowdsurf.peer.bans import Bans
 from crowdsurf.peer.clock import ManualClock
 from crowdsurf.peer.discovery import ANNOUNCE_SECONDS, BOOK_PEERS_MAX, AddressBook, Discovery, peer_of_address
 from crowdsurf.peer.keys import verify
@@ -55,6 +56,9 @@ class FakeDirectory(Directory):
             raise self.fails.pop()
         return self.records
 
+    def refuse(self, peers: Container[bytes]) -> None:
+        """Nothing."""
+
     async def close(self) -> None:
         """Nothing."""
 
@@ -65,7 +69,8 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.directory = FakeDirectory()
         self.transport = MemoryNetwork().join(ME.peer_id)
-        self.book = AddressBook()
+        self.bans = Bans()
+        self.book = AddressBook(self.bans)
         self.known = LastKnownPeers.open(folder / "peers")
         self.clock = ManualClock()
         self.discovery = Discovery(self.directory, self.transport, ME, RUN, self.book, self.known, self.clock)
@@ -110,6 +115,29 @@ def test_a_crowd_of_strangers_cannot_push_out_the_contacts() -> None:
     newcomer = key_of(9).peer_id
     book.add(newcomer, ["/newcomer"])
     assert book.of(newcomer) == ("/newcomer",)
+
+
+def test_a_banned_peer_has_no_address() -> None:
+    bans = Bans()
+    book = AddressBook(bans)
+    book.add(OTHER.peer_id, ["/old"])
+    bans.add([OTHER.peer_id])
+    assert book.of(OTHER.peer_id) == ()
+    assert book.peers() == []
+    book.add_full([f"/ip4/1.1.1.1/tcp/1/p2p/{peer_text(OTHER.peer_id)}"])
+    assert not book._addresses
+    book.add(stranger(1), ["/stranger"])
+    assert book.peers() == [stranger(1)]
+
+
+async def test_a_banned_peer_is_forgotten_and_not_found_again(setup: Setup) -> None:
+    setup.directory.records = [record_of(OTHER.peer_id), record_of(stranger(1))]
+    await setup.discovery.search()
+    assert {known.peer for known in setup.known.peers()} == {OTHER.peer_id, stranger(1)}
+    setup.bans.add([OTHER.peer_id])
+    await setup.discovery.search()
+    assert setup.book.peers() == [stranger(1)]
+    assert [known.peer for known in setup.known.peers()] == [stranger(1)]
 
 
 async def test_a_record_is_signed_and_expires(setup: Setup) -> None:

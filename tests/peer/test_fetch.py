@@ -420,3 +420,24 @@ async def test_a_peer_that_hangs_up_is_a_failure_of_the_world(
     ):
         with pytest.raises(WorldError):
             await soon(question)
+
+
+async def test_a_banned_peer_is_not_answered_and_not_asked(
+    network: MemoryNetwork, server: Server, fetcher: Fetcher, transport: MemoryTransport, blobs: BlobStore
+) -> None:
+    server.blobs.gradient(0, 1).view[:] = DATA
+    server.blobs.add_own_parts(0, (NAME,))
+    asked = await transport.open(OTHER, packets.FETCH_STREAM, 1.0)
+    await frames.send_frame(asked, FrameKind.GET_BLOB, NAME)
+    await until(lambda: server.server._turns)  # in the middle of an answer that is larger than a pipe
+    banned = {ME}
+    server.transport.refuse(banned)
+    server.transport.abort(ME)
+    await until(lambda: not server.server._turns)
+    with pytest.raises(WorldError):
+        await soon(fetcher.manifest(OTHER, run_id_of(MANIFEST)))
+    with pytest.raises(WorldError, match="refused"):
+        await soon(Fetcher(server.transport).blob(ME, NAME, blobs))
+    stranger = network.join(key_of(7).peer_id)
+    assert await soon(Fetcher(stranger).manifest(OTHER, run_id_of(MANIFEST))) == MANIFEST
+    await stranger.close()

@@ -9,6 +9,7 @@ import pytest
 
 from crowdsurf.peer import links as links_module
 from crowdsurf.peer import packets
+from crowdsurf.peer.bans import Bans
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind, Hello
@@ -17,7 +18,7 @@ from crowdsurf.peer.transport.base import Stream, StreamEnded
 from crowdsurf.peer.transport.memory import MemoryNetwork, MemoryTransport
 from crowdsurf.protocol import events, limits, wire
 from crowdsurf.protocol.envelope import Slot, seal
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Kind, Vote, Want
 from tests.peer.shell import Inbox, key_of, soon, until
@@ -35,8 +36,10 @@ class Side:
         self.transport: MemoryTransport = network.join(peer)
         self.inbox = Inbox()
         self.metrics = Metrics()
+        self.bans = Bans()
+        self.transport.refuse(self.bans)
         self.links = Links(
-            self.transport, RUN, lambda _: ("/memory",), self.inbox.post, self.inbox.refuse, self.metrics
+            self.transport, RUN, lambda _: ("/memory",), self.inbox.post, self.inbox.refuse, self.metrics, self.bans
         )
 
     async def close(self) -> None:
@@ -325,3 +328,119 @@ async def test_a_refusal_is_not_shared_between_streams(me: Side, other: MemoryTr
     assert isinstance(await me.inbox.refusal(), Refusal)
     await frames.send_frame(good, FrameKind.ENVELOPE, vote())
     assert isinstance(await me.inbox.event(), events.EnvelopeReceived)
+
+
+# --- bans --------------------------------------------------------------------------------------------------
+
+
+class Disconnects:
+    """Notes whom a transport disconnects, and what was still open then."""
+
+    def __init__(self, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: asyncio.Queue[tuple[PeerId, bool]] = asyncio.Queue()
+        self.fails = False
+        table, disconnect = side.transport._table, side.transport.disconnect
+
+        async def note(peer: PeerId) -> None:
+            self.seen.put_nowait((peer, table.has_open(peer)))
+            await disconnect(peer)
+            if self.fails:
+                raise WorldError("the network process does not answer")
+
+        monkeypatch.setattr(side.transport, "disconnect", note)
+
+
+@pytest.fixture
+async def linked(network: MemoryNetwork, me: Side) -> AsyncIterator[Side]:
+    """Somebody with links to us, as we have links to it."""
+    them = Side(network, OTHER.peer_id)
+    await them.links.start()
+    await me.links.keep([OTHER.peer_id])
+    assert await me.inbox.event() == events.PeerSeen(OTHER.peer_id)
+    await them.links.keep([ME.peer_id])
+    await until(lambda: me.links.listening_to() and them.links.listening_to())
+    assert await them.inbox.event() == events.PeerSeen(ME.peer_id)
+    yield them
+    await them.close()
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+async def test_a_banned_peer_still_hears_why_and_says_nothing_any_more(
+    me: Side, linked: Side, is_leaving: bool
+) -> None:
+    stream = await stream_to(me, linked.transport)
+    for step in range(50):
+        me.links.send(OTHER.peer_id, FrameKind.ENVELOPE, vote(step))
+    if is_leaving:
+        await me.links.keep([])  # the roster changed before the ban was carried out
+    me.links.ban([OTHER.peer_id])
+    with pytest.raises(StreamEnded):
+        await frames.send_frame(stream, FrameKind.ENVELOPE, vote())
+    await until(lambda: me.links.listening_to() == set())
+    heard = 0
+    while heard < 50:
+        event = await linked.inbox.event()
+        if isinstance(event, events.EnvelopeReceived):
+            assert event.envelope.step == heard
+            heard += 1
+    assert not me.links._links
+    assert me.inbox.events.empty()
+
+
+async def test_nothing_is_sent_to_a_banned_peer_and_none_of_its_streams_is_read(
+    me: Side, linked: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "RETIRE_SECONDS", 0.0)
+    disconnects = Disconnects(me, monkeypatch)
+    me.links.ban([OTHER.peer_id])
+    me.links.send(OTHER.peer_id, FrameKind.ENVELOPE, vote())
+    await me.links.keep([OTHER.peer_id, key_of(2).peer_id])
+    assert list(me.links._links) == [key_of(2).peer_id]
+    await soon(disconnects.seen.get())
+    with pytest.raises(StreamEnded):
+        await stream_to(me, linked.transport)
+    assert me.links.listening_to() == set()
+    assert me.links.connected() == set()
+    assert me.inbox.events.empty()
+    assert me.inbox.refusals.empty()
+
+
+async def test_a_banned_peer_that_reads_nothing_is_cut_off_too(
+    me: Side, other: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "RETIRE_SECONDS", 0.01)
+    disconnects = Disconnects(me, monkeypatch)
+    stopped = asyncio.Event()
+
+    async def read_nothing(stream: Stream) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    await other.serve(packets.CONTROL_STREAM, read_nothing)
+    await me.links.keep([OTHER.peer_id])
+    assert await me.inbox.event() == events.PeerSeen(OTHER.peer_id)
+    for _ in range(20):
+        me.links.send(OTHER.peer_id, FrameKind.CERTIFICATE, bytes(limits.CERTIFICATE_BYTES_MAX))
+    me.links.ban([OTHER.peer_id])
+    assert await soon(disconnects.seen.get()) == (OTHER.peer_id, False)
+    assert not me.transport._table._streams
+
+
+async def test_a_ban_is_carried_out_once_and_for_each(me: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    disconnects = Disconnects(me, monkeypatch)
+    disconnects.fails = True
+    first, second, third = (key_of(number).peer_id for number in (2, 3, 4))
+    me.links.ban([first, second])
+    me.links.ban([first, second, third])
+    me.links.ban([first, second, third])
+    assert [await soon(disconnects.seen.get()) for _ in range(3)] == [(first, False), (second, False), (third, False)]
+    await until(lambda: not me.links._retiring)
+    assert disconnects.seen.empty()
+
+
+async def test_links_can_be_closed_in_the_middle_of_a_ban(me: Side, linked: Side) -> None:
+    me.links.ban([OTHER.peer_id])
+    await soon(me.links.close())
+    assert not me.transport._table.has_open(OTHER.peer_id)

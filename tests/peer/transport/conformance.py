@@ -8,7 +8,7 @@ where the deadline itself is what is tested.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import pytest
@@ -280,18 +280,56 @@ class TransportConformance:
     async def test_a_refused_peer_gets_nothing(self, pair: Pair) -> None:
         dialler, listener = pair
         near, far = await joined(pair)
-        second = Inbound()
-        await listener.serve("/crowdsurf/second/1", second)
-        listener.refuse(dialler.peer_id)
+        handlers = {f"/crowdsurf/{name}/1": Inbound() for name in ("control", "bulk", "fetch")}
+        for protocol, handler in handlers.items():
+            await listener.serve(protocol, handler)
+        banned: set[PeerId] = set()
+        listener.refuse(banned)
+        await use_and_leave(dialler, listener, "/crowdsurf/bulk/1", handlers["/crowdsurf/bulk/1"])
+        banned.add(dialler.peer_id)
+        for protocol in handlers:
+            with pytest.raises(WorldError):
+                await use(await dialler.open(listener.peer_id, protocol, PATIENCE_SECONDS))
+        assert all(handler.streams.empty() for handler in handlers.values())
+        with pytest.raises(WorldError, match="refused"):
+            await listener.open(dialler.peer_id, PROTOCOL, PATIENCE_SECONDS)
+        with pytest.raises(WorldError, match="refused"):
+            await listener.connect(dialler.peer_id, await dialler.addresses())
+        # What was open stays until somebody says otherwise.
+        await far.send(b"x")
+        assert await receive(near, 1) == b"x"
+
+    async def test_somebody_else_is_not_refused(self, pair: Pair) -> None:
+        dialler, listener = pair
+        await listener.serve(PROTOCOL, echo)
+        listener.refuse({peer_of(999)})
+        await use(await dialler.open(listener.peer_id, PROTOCOL, PATIENCE_SECONDS))
+
+    async def test_who_is_banned_while_a_stream_opens_gets_none(self, pair: Pair) -> None:
+        dialler, listener = pair
+        inbound = Inbound()
+        await listener.serve(PROTOCOL, inbound)
+        dialler.refuse(BannedMeanwhile())
+        with pytest.raises(WorldError):
+            await use(await dialler.open(listener.peer_id, PROTOCOL, PATIENCE_SECONDS))
+
+    async def test_streams_are_aborted_but_for_the_spared_ones(self, pair: Pair) -> None:
+        near, far = await joined(pair)
+        kept_near, kept_far = await joined_again(pair)  # opened by the one that aborts
+        listener = pair[1]
+        listener.refuse({pair[0].peer_id})
+        listener.abort(pair[0].peer_id, [kept_near])
         with pytest.raises(StreamBroken):
             await far.send(b"x")
         with pytest.raises(StreamEnded):
             await receive(near, 1)
-        with pytest.raises(WorldError):
-            await use(await dialler.open(listener.peer_id, "/crowdsurf/second/1", PATIENCE_SECONDS))
-        assert second.streams.empty()
-        with pytest.raises(WorldError, match="refused"):
-            await listener.open(dialler.peer_id, PROTOCOL, PATIENCE_SECONDS)
+        await kept_near.send(b"this is why")
+        assert await receive(kept_far, 11) == b"this is why"
+        listener.abort(pair[0].peer_id)
+        with pytest.raises(StreamBroken):
+            await kept_near.send(b"x")
+        with pytest.raises(StreamEnded):
+            await receive(kept_far, 1)
 
     async def test_disconnect_ends_the_streams(self, pair: Pair) -> None:
         near, far = await joined(pair)
@@ -325,6 +363,25 @@ class TransportConformance:
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting)
+
+
+class BannedMeanwhile(Container[PeerId]):
+    """Nobody is in it when it is asked first, and everybody later."""
+
+    def __init__(self) -> None:
+        self.was_asked = False
+
+    def __contains__(self, peer: object) -> bool:
+        was_asked, self.was_asked = self.was_asked, True
+        return was_asked
+
+
+async def use_and_leave(dialler: Transport, listener: Transport, protocol: str, inbound: Inbound) -> None:
+    """A stream that is accepted."""
+    stream = await dialler.open(listener.peer_id, protocol, PATIENCE_SECONDS)
+    await stream.send(b"!")
+    await asyncio.wait_for(inbound.streams.get(), PATIENCE_SECONDS)
+    await stream.close()
 
 
 async def joined_again(pair: Pair) -> tuple[Stream, Stream]:

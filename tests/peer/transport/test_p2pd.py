@@ -27,12 +27,15 @@ from crowdsurf.protocol.limits import ADDRESSES_PER_PEER_MAX
 from tests.peer.transport.conformance import (
     PATIENCE_SECONDS,
     PROTOCOL,
+    BannedMeanwhile,
     Inbound,
     Pair,
     TransportConformance,
     close_all,
     echo,
+    joined,
     peer_of,
+    receive,
     use,
     write_identity,
 )
@@ -60,8 +63,67 @@ class TestP2pd(TransportConformance):
         transport.p2p._child.kill()
         await transport.p2p._child.wait()
 
+    async def test_disconnect_drops_the_connection(self, pair: Pair) -> None:
+        first, second = p2pds(pair)
+        assert await connections(first, 1)
+        assert await connections(second, 1)
+        await first.disconnect(second.peer_id)
+        assert await connections(first, 0)
+        assert await connections(second, 0)
+        await first.disconnect(second.peer_id)  # without a connection it is nothing
+
+    async def test_a_refused_peer_that_comes_back_loses_its_connection_again(self, pair: Pair) -> None:
+        first, second = p2pds(pair)
+        inbound = Inbound()
+        await first.serve(PROTOCOL, inbound)
+        first.refuse({second.peer_id})
+        for _ in range(3):
+            await second.connect(first.peer_id, await first.addresses())
+            assert await connections(first, 1)
+            with pytest.raises(WorldError):
+                await use(await second.open(first.peer_id, PROTOCOL, PATIENCE_SECONDS))
+            assert await connections(first, 0)
+        assert inbound.streams.empty()
+
+    async def test_a_refused_peer_keeps_its_connection_while_a_stream_to_it_is_spared(self, pair: Pair) -> None:
+        first, second = p2pds(pair)
+        inbound = Inbound()
+        await first.serve("/crowdsurf/other/1", inbound)
+        near, far = await joined(pair)
+        first.refuse({second.peer_id})
+        first.abort(second.peer_id, [near])
+        with pytest.raises(WorldError):
+            await use(await second.open(first.peer_id, "/crowdsurf/other/1", PATIENCE_SECONDS))
+        await near.send(b"last words")
+        assert await receive(far, 10) == b"last words"
+        await first.disconnect(second.peer_id)
+        assert await connections(first, 0)
+
+    async def test_who_is_banned_while_it_is_dialled_is_dropped(self, pair: Pair) -> None:
+        first, second = p2pds(pair)
+        await first.disconnect(second.peer_id)
+        first.refuse(BannedMeanwhile())
+        with pytest.raises(WorldError, match="refused"):
+            await first.connect(second.peer_id, await second.addresses())
+        assert await connections(first, 0)
+
     async def test_the_loop_is_the_one_asked_for(self, request: pytest.FixtureRequest) -> None:
         assert isinstance(asyncio.get_running_loop(), uvloop.Loop) == ("uvloop" in request.node.name)
+
+
+def p2pds(pair: Pair) -> tuple[P2pdTransport, P2pdTransport]:
+    first, second = pair
+    assert isinstance(first, P2pdTransport)
+    assert isinstance(second, P2pdTransport)
+    return first, second
+
+
+async def connections(transport: P2pdTransport, number: int) -> bool:
+    """Wait until p2pd has so many."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while len(await transport.p2p.list_peers()) != number:
+            pass  # each question is a way to p2pd and back
+    return True
 
 
 def socket_folders() -> set[Path]:
