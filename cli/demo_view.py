@@ -22,6 +22,7 @@ class DemoScreen:
         self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
         self._last_step = -1
         self._last_here = -1
+        self._bans_told = 0
 
     def __enter__(self) -> DemoScreen:
         if self._live is not None:
@@ -42,6 +43,10 @@ class DemoScreen:
             self._line(view)
 
     def _line(self, view: View) -> None:
+        bans = view.leader.get("banned") or []
+        for ban in bans[self._bans_told :]:
+            self._console.print(f"        …{ban['peer'][-8:]} is {ban_in_words(ban)}", highlight=False)
+        self._bans_told = max(self._bans_told, len(bans))
         step, here = view.leader.get("step") or 0, members(view)
         if step >= self._last_step + 10 or here != self._last_here or (step == view.steps and step != self._last_step):
             self._last_step, self._last_here = step, here
@@ -73,9 +78,12 @@ def table(view: View) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("peer", "id", "step", "phase", "sent", "of it control", "waits for"):
         grid.add_column(name, justify="right" if name in ("step", "sent", "of it control") else "left", no_wrap=True)
+    bans = {ban["peer"]: ban for ban in view.leader.get("banned") or ()}
     for peer in view.peers:
         status = peer.status
         phase = "killed" if peer.killed else str(status.get("phase", "starting"))
+        if peer.peer in bans:
+            phase = ban_in_words(bans[peer.peer])
         sent = (status.get("part_bytes_sent") or 0) + (status.get("control_bytes_sent") or 0)
         control = status.get("control_bytes_sent") or 0
         waits = "" if peer.killed or peer.ended else str(status.get("waiting_for", ""))
@@ -89,6 +97,11 @@ def table(view: View) -> Table:
         if member["peer"] not in known:
             grid.add_row("guest", f"…{member['peer'][-8:]}", "", "in the roster", "", "", "", style="green")
     return grid
+
+
+def ban_in_words(ban: dict[str, Any]) -> str:
+    """When somebody was banned, and why."""
+    return f"banned in step {ban['step']} for {ban['reason'].replace('_', ' ')} in step {ban['offence_step']}"
 
 
 def invitation(view: View) -> Text:
@@ -115,6 +128,12 @@ def summary(answer: dict[str, Any]) -> list[str]:
         lines.append(
             f"{answer['byzantine']} of {answer['peers']} peers misbehaved ({answer['attack']}); "
             "the figures are those of the honest ones."
+        )
+    if answer["banned"]:
+        caught = sum(1 for ban in answer["banned"] if ban["byzantine"])
+        lines.append(
+            f"Banned: {caught} of {answer['byzantine']} misbehaving peers and {answer['honest_banned']} honest ones. "
+            f"See why: crowdsurf why {answer['banned'][0]['peer'][-8:]} --home {answer['journal']}/peer0"
         )
     alike = f"All {kind}peers hold"
     lines.append(

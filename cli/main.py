@@ -23,11 +23,13 @@ COMMANDS = {
     "join": "Take part in a run: start the long-lived peer of this machine.",
     "status": "What the peer running here sees: step, loss, who is here, what it waits for.",
     "leave": "Ask the peer running here to leave its run in order.",
+    "why": "Why a peer is banned, or has strikes; checked again here, offline.",
     "verify": "Re-check the certified steps in a journal, offline.",
     "export": "Write the model at the last certified step as safetensors.",
     "simulate": "Rehearse a whole swarm in one process, with faults and attackers, from a seed.",
     "story": "Tell one step of a simulation's trace.",
     "robustness": "Measure every aggregation rule under every attack, and write the page about it.",
+    "byzantine": "Measure how soon attackers are caught and what they achieve, and write the page about it.",
     "bench": "Measure this program beside the obvious alternative.",
 }
 """Name and one line of help; the function `name` is in the module `crowdsurf.cli.name`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,8 @@ def summary(answer: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{answer['byzantine']} of {answer['peers']} did {answer['attack']} in {answer['steps_attacked']} steps."
         )
+    if answer["banned"]:
+        lines.append(bans_in_words(answer))
     if answer["diverged"]:
         lines.append("Training diverged: the numbers are no longer finite, and nobody can go on.")
     if answer["test_loss"] is not None and answer["initial_test_loss"] is not None:
@@ -60,6 +63,15 @@ def summary(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"{len(answer['violations'])} complaints in all. Faults: {in_words(answer['faults'])}.")
         lines.append(f"Replay it: {answer['replay']}")
     return lines
+
+
+def bans_in_words(answer: Mapping[str, Any]) -> str:
+    """Who was banned, and why."""
+    reasons = Counter(row["reason"] for row in answer["banned"])
+    why = ", ".join(f"{count} for {reason.replace('_', ' ')}" for reason, count in sorted(reasons.items()))
+    line = f"Banned: {why}; honest ones among them: {answer['honest_banned']}."
+    last = answer.get("all_byzantine_banned_at")
+    return line if last is None else f"{line} The last attacker went in step {last}."
 
 
 def failures(answer: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,8 @@ class _Memory:
     segment: Segment
     users: int = 0
     retired: bool = False
+    is_secret: bool = False
+    """Gradients of a step that is over: whoever has to recompute one shall not get it from us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,19 @@ class BlobStore:
         if memory.gradient is None:
             memory.gradient = self._take(self._elements * ELEMENT_BYTES)
         return memory.gradient.segment
+
+    def own_gradient(self, step: int) -> Segment | None:
+        """The gradient this peer computed in a recent step."""
+        memory = self._steps.get(step)
+        return memory.gradient.segment if memory is not None and memory.gradient is not None else None
+
+    def keep_inputs_secret(self, step: int) -> None:
+        """A step is over: its gradients, ours and those we aggregated, are lent to nobody any more, because from now on
+        validators are drawn who must compute them again (SPEC R-6.6)."""
+        memory = self._steps.get(step)
+        for used in (memory.gradient, *memory.inboxes.values()) if memory is not None else ():
+            if used is not None:
+                used.is_secret = True
 
     def add_own_parts(self, step: int, digests: tuple[Digest, ...]) -> None:
         """The gradient of a step is written; its parts have these digests."""
@@ -175,7 +190,7 @@ class BlobStore:
     def lend(self, digest: Digest) -> Iterator[memoryview | None]:
         """Read-only use of held bytes; their memory is not reused meanwhile. None if they are not held."""
         place = self._held.get(digest)
-        if place is None:
+        if place is None or place.memory.is_secret:
             yield None
             return
         with self._used(place.memory):

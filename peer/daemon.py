@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.peer import packets, status
+from crowdsurf.peer.bans import Bans
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import Bulk
 from crowdsurf.peer.clock import Clock, SystemClock
@@ -27,6 +28,7 @@ from crowdsurf.peer.control_socket import ControlSocket
 from crowdsurf.peer.discovery import AddressBook, Discovery
 from crowdsurf.peer.driver import QUEUED_EVENTS_MAX, Driver, Parts
 from crowdsurf.peer.duties import Duties
+from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher, FetchServer
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.keys import PeerKey, verify
@@ -40,7 +42,7 @@ from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest, run_id_of
-from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.messages import Certificate, Reason
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import certificates_of, recover
 
@@ -97,6 +99,8 @@ class Outcome:
     initial_test_accuracy: float | None
     part_bytes_sent: int
     control_bytes_sent: int
+    banned: list[dict[str, Any]]
+    """Peers that were banned from the run so far."""
     steps_here: int
     """Steps certified while this peer ran."""
     seconds: float
@@ -117,7 +121,8 @@ class Daemon:
         self._place = place
         self._queue: asyncio.Queue[events.Event] = asyncio.Queue(QUEUED_EVENTS_MAX)
         self._driver = Driver(self._queue, place.clock)
-        self._book = AddressBook()
+        self._bans = Bans()
+        self._book = AddressBook(self._bans)
         self._node: Node | None = None
         self._links: Links | None = None
         self._duties: Duties | None = None
@@ -174,6 +179,8 @@ class Daemon:
             recovered.heard = await asyncio.to_thread(parts.store.grounds)
             await self._live(node, parts)
             await self._settle(parts, node)
+            if self._driver.banned:
+                raise RefusedBySwarm(_sentence(node))
             return self._outcome(node)
 
     async def _assemble(
@@ -189,7 +196,9 @@ class Daemon:
         for certificate in node.catch_up.since(next(iter(store.state_steps()), 0)):
             store.locate(certificate.header.step, certificate.header.parts)
         refuse = self._driver.refuse
-        links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics)
+        place.transport.refuse(self._bans)
+        place.directory.refuse(self._bans)
+        links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics, self._bans)
         patience = self.manifest.deadlines.transfer_seconds_max
         bulk = Bulk(place.transport, run_id, blobs, self._queue.put, refuse, self.metrics, patience)
         duties = Duties(client, info, self.manifest, blobs, store, pool, self._queue.put, place.evaluate_steps)
@@ -199,11 +208,14 @@ class Daemon:
         )
         self._node, self._links, self._duties = node, links, duties
         fetcher = Fetcher(place.transport)
-        parts = Parts(node, journal, links, bulk, fetcher, blobs, store, pool, duties, self.metrics, info.state_bytes)
+        evidence = EvidenceStore(place.folder, run_id)
+        keepers = (blobs, store, pool, duties, evidence)
+        parts = Parts(node, journal, links, bulk, fetcher, *keepers, self.metrics, info.state_bytes)
         self._driver.bind(parts)
         if place.rehearsal is not None:
             self._misbehave(place.rehearsal, parts, client, server)
         stack.push_async_callback(links.close)
+        links.ban(_banned(node))
         stack.push_async_callback(bulk.close)
         await place.transport.serve(packets.FETCH_STREAM, server.serve)
         await links.start()
@@ -322,6 +334,7 @@ class Daemon:
         """Hand a peer's certificates to the rules; whether they are good. Raises WorldError if they cannot be kept."""
         wanted = node.handle(events.ChainReceived(peer, certificates), self._place.clock.monotonic_seconds())
         await self._driver.persist(wanted)
+        parts.links.ban(_banned(node))
         refused = [effect for effect in wanted if isinstance(effect, effects.Refused)]
         for effect in refused:
             self._driver.refuse(effect.peer, Refusal(effect.code, effect.detail))
@@ -390,6 +403,7 @@ class Daemon:
             initial_test_accuracy=initial.test_accuracy if initial is not None else None,
             part_bytes_sent=self.metrics.part_bytes_sent,
             control_bytes_sent=self.metrics.control_bytes_sent,
+            banned=status.banned(node.chain),
             steps_here=self._steps_here,
             seconds=self._ended - self._began,
         )
@@ -402,6 +416,20 @@ async def _worker(manifest: Manifest, place: Place) -> AsyncIterator[tuple[Compu
         yield client, await client.start(manifest, place.device)
     finally:
         await client.close()
+
+
+def _banned(node: Node) -> list[PeerId]:
+    """Who is kept out, as far as this peer knows."""
+    return [PeerId(peer) for peer in node.chain.head.roster.banned]
+
+
+def _sentence(node: Node) -> str:
+    """What a banned peer is told."""
+    step, ban = next((step, ban) for step, ban in reversed(node.chain.bans) if ban.peer == node.me)
+    return (
+        f"this peer was banned from the run in step {step} for {Reason(ban.reason).name.lower()} in step {ban.step}; "
+        f"see the evidence with: crowdsurf why {short(node.me)}"
+    )
 
 
 def _stored_certificates(folder: Path, first_step: int) -> list[Certificate]:

@@ -440,6 +440,9 @@ class Demo:
         parts = sum(result["part_bytes_sent"] for result in results)
         certified = min((result["certified_steps"] for result in results), default=0)
         seconds = monotonic_seconds() - self._began
+        liars = {peer_text(actor.key.peer_id) for actor in self._actors if actor.byzantine}
+        longest: list[dict[str, Any]] = max((result["banned"] for result in results), key=len, default=[])
+        banned = [{**row, "byzantine": row["peer"] in liars} for row in longest]
         return {
             "peers": options.peers,
             "byzantine": options.byzantine,
@@ -456,8 +459,8 @@ class Demo:
             "initial_test_loss": evaluated.get("initial_test_loss"),
             "state_digests": digests,
             "consensus": _are_alike(digests) and certified == manifest.steps,
-            "banned": [],
-            "honest_banned": 0,
+            "banned": banned,
+            "honest_banned": sum(1 for row in banned if not row["byzantine"]),
             "killed": [peer_text(actor.key.peer_id) for actor in self._actors if actor.killed],
             "bytes_sent_per_peer_step": round((parts + control) / max(1, peer_steps)),
             "control_bytes_sent_per_peer_step": round(control / max(1, peer_steps)),

@@ -17,6 +17,7 @@ from crowdsurf.peer.bulk import Bulk, check_digest
 from crowdsurf.peer.clock import Clock
 from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.duties import Duties
+from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher
 from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.links import Links
@@ -61,6 +62,7 @@ class Parts:
         store: StateStore,
         pool: SegmentPool,
         duties: Duties,
+        evidence: EvidenceStore,
         metrics: Metrics,
         state_bytes: int,
     ) -> None:
@@ -73,6 +75,7 @@ class Parts:
         self.store = store
         self.pool = pool
         self.duties = duties
+        self.evidence = evidence
         self.metrics = metrics
         self.state_bytes = state_bytes
 
@@ -85,6 +88,7 @@ class Driver:
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
         self.finished = ""
+        self.banned = False
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
         self.liar: LiveBody | None = None
         """What takes the place of the node's decisions in a peer that misbehaves on purpose."""
@@ -200,6 +204,10 @@ class Driver:
                 self._start(parts.duties.work(effect))
             case effects.CancelWork():
                 parts.duties.cancel()
+            case effects.RecomputeWork():
+                self._start(parts.duties.recompute(effect))
+            case effects.ComputeFinding():
+                self._start(parts.duties.finding(effect))
             case effects.AggregatePart():
                 self._start(parts.duties.aggregate(effect))
             case effects.ApplyUpdate():
@@ -214,12 +222,25 @@ class Driver:
             level = logging.DEBUG if Refusal(effect.code, "").severity.value == "ignore" else logging.WARNING
             log.log(level, "refused from …%s: %s (%s)", short(effect.peer), effect.code.value, effect.detail)
         elif isinstance(effect, effects.StepCertified):
+            self._parts.blobs.keep_inputs_secret(effect.step)
+            self._parts.links.ban([PeerId(ban.peer) for ban in effect.banned])
             self.on_step(effect)
         elif isinstance(effect, effects.RosterChanged):
             await self._parts.links.keep(effect.peers)
             await self._parts.bulk.keep(set(effect.peers))
+        elif isinstance(effect, effects.PersistEvidence):
+            await self._keep_evidence(effect)
         elif isinstance(effect, effects.Finished):
-            self.finished = effect.reason
+            self.finished, self.banned = effect.reason, effect.banned
+
+    async def _keep_evidence(self, effect: effects.PersistEvidence) -> None:
+        """For people; a peer that has no room for it goes on without."""
+        parts = self._parts
+        await asyncio.to_thread(parts.journal.sync)  # it quotes the certified steps from there
+        try:
+            await asyncio.to_thread(parts.evidence.save, effect.evidence)
+        except WorldError as error:
+            log.warning("the evidence against …%s is not kept: %s", short(PeerId(effect.evidence.ban.peer)), error)
 
     def _send_certificates(self, parts: Parts, effect: effects.SendCertificates) -> None:
         for certificate in effect.certificates:

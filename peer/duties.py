@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
-from crowdsurf.peer.compute.errors import NoUsableRows, WorkCancelled, WorkerDied, WorkFailed
+from crowdsurf.peer.compute.errors import NoUsableRows, StateForgotten, WorkCancelled, WorkerDied, WorkFailed
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.links import Post
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, finding_digest
 from crowdsurf.protocol.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -117,6 +117,46 @@ class Duties:
         self._deaths = 0
         self._blobs.add_own_parts(effect.step, result.part_digests)
         await self._post(events.WorkDone(effect.step, result.part_digests, result.loss, result.samples))
+
+    async def recompute(self, effect: effects.RecomputeWork) -> None:
+        """Compute another peer's work unit of a past step, for an audit or a case."""
+        event: events.Event = events.RecomputeFailed(effect.step, effect.seed, effect.finder)
+        if self._restarting.locked():
+            await self._post(event)
+            return
+        generation = self._generation
+        segment = self._pool.take(self._info.vector_elements * ELEMENT_BYTES)
+        try:
+            ranges = part_ranges(self._info.vector_elements, effect.parts)
+            found = await self._client.recompute(effect.state, effect.seed, ranges, segment, effect.finder)
+            finding = found.finding if self.liar is None else self.liar.finding(effect, found.finding)
+            event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, found.part_digests, finding)
+        except StateForgotten as error:
+            log.info("a work unit of step %d cannot be checked here: %s", effect.step, error)
+        except WorkFailed:
+            # Nobody can have committed to such a gradient: it equals nothing.
+            nothing = finding_digest(effect.finder, b"")
+            event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, (), nothing)
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+        finally:
+            self._pool.release(segment)
+        await self._post(event)
+
+    async def finding(self, effect: effects.ComputeFinding) -> None:
+        """What a validator of our own gradient must have found. Whoever attacks has nothing to compare."""
+        segment = self._blobs.own_gradient(effect.step)
+        if segment is None or self.liar is not None or self._restarting.locked():
+            return
+        generation = self._generation
+        try:
+            with self._blobs.using(segment):
+                nbytes = self._info.vector_elements * ELEMENT_BYTES
+                found = await self._client.finding(segment, nbytes, effect.finder)
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        await self._post(events.FindingKnown(effect.step, effect.finder, found))
 
     async def aggregate(self, effect: effects.AggregatePart) -> None:
         """Apply the manifest's rule to the inputs of one part."""

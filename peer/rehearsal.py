@@ -167,6 +167,10 @@ class LiveBody:
         with self._blobs.using(previous[0]):
             return await self._client.forge(forgery, usual, effect.seed, ranges, gradient, previous)
 
+    def finding(self, effect: effects.RecomputeWork, honest: Digest) -> Digest:
+        """What it commits to as validator."""
+        return self._adversary.finding(self, effect, honest) if effect.finder == self.id else honest
+
     async def distort(self, effect: effects.AggregatePart, place: Place, right: Digest) -> Digest:
         """The aggregate of a part, in its place, or something else instead; its digest. Raises WorkerDied."""
         wrong = self._adversary.distortion(self, effect)

@@ -72,6 +72,7 @@ class Cell:
             attack_from=self.attack_from if attacked else None,
             steps=self.steps,
             seed=self.seed,
+            validators=0,  # the rules alone
         )
 
     def overrides(self) -> dict[str, Any]:

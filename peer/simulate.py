@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from crowdsurf.peer import status
 from crowdsurf.peer.clock import monotonic_seconds
 from crowdsurf.peer.garbage import collect_rarely
 from crowdsurf.peer.simulate_options import SimulateOptions, check_options, command, make_plan
@@ -21,7 +22,7 @@ from crowdsurf.peer.workers import Job, run_jobs, serve
 from crowdsurf.protocol import effects
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import CrowdsurfError, WorldError
-from crowdsurf.protocol.ids import Digest, digest_text, peer_text
+from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.sim.compute import Compute
 from crowdsurf.protocol.sim.faults import Faults
@@ -57,6 +58,10 @@ class Watcher(Observer):
         self._steps = steps
         self._tell = tell
         self._liars: list[Host] = []
+        self.honest_strikes = 0
+        """Strikes that honest peers got, all together."""
+        self._strikes: dict[bytes, int] = {}
+        self._counted_step = -1
 
     def watch_for_attacks(self, hosts: list[Host]) -> None:
         """Whose attacks are counted."""
@@ -68,8 +73,20 @@ class Watcher(Observer):
             return
         if self.setup_seconds is None:
             self.setup_seconds = monotonic_seconds() - self.began
-        if any(liar.adversary is not None and liar.adversary.attacking(effect.step) for liar in self._liars):
+        self._count_strikes(host, effect.step)
+        here = (liar for liar in self._liars if liar.id in effect.contributors)
+        if any(liar.adversary is not None and liar.adversary.attacking(effect.step) for liar in here):
             self.attacked.add(effect.step)
+
+    def _count_strikes(self, host: Host, step: int) -> None:
+        if step <= self._counted_step:
+            return
+        self._counted_step = step
+        members = host.node.chain.head.roster.members
+        strikes = {member.peer: member.strikes for member in members}
+        honest = (peer for peer in strikes if host.world.hosts[PeerId(peer)].honest)
+        self.honest_strikes += sum(max(0, strikes[peer] - self._strikes.get(peer, 0)) for peer in honest)
+        self._strikes = strikes
 
     def on_state(self, host: Host, step: int, digest: Digest) -> None:
         """A state that follows from a certified step; the first peer that has it lets us look at it."""
@@ -147,6 +164,9 @@ def _answer(
     )
     first, last = watcher.figures[0], watcher.last_figures()
     seconds = monotonic_seconds() - watcher.began
+    liars = {peer_text(host.id) for host in simulation.hosts if not host.honest}
+    furthest = max(hosts, key=lambda host: host.step)
+    banned = [{**row, "byzantine": row["peer"] in liars} for row in status.banned(furthest.node.chain)]
     has_figures = manifest.task.name != "names"
     return {
         "peers": plan.peers,
@@ -164,17 +184,17 @@ def _answer(
         "initial_test_loss": _finite(first["test_loss"]) if has_figures else None,
         "state_digests": digests,
         "consensus": len(set(digests.values())) == 1 and certified == manifest.steps,
-        "banned": [],
-        "honest_banned": 0,
+        "banned": banned,
+        "honest_banned": sum(1 for row in banned if not row["byzantine"]),
         "killed": [],
         "bytes_sent_per_peer_step": sent,
         "control_bytes_sent_per_peer_step": control,
         "journal": None,
         "virtual_s": round(simulation.timeline.now, 3),
         "violations": [],
-        "all_byzantine_banned_at": None,
+        "all_byzantine_banned_at": _all_banned_at(simulation, banned),
         "steps_attacked": len(watcher.attacked),
-        "honest_strikes": 0,
+        "honest_strikes": watcher.honest_strikes,
         "rng": "seed",
         "seed": options.seed,
         "trace_digest": simulation.trace.digest(),
@@ -182,6 +202,13 @@ def _answer(
         "faults": changed_faults(plan.faults),
         "replay": None,
     }
+
+
+def _all_banned_at(simulation: Simulation, banned: list[dict[str, Any]]) -> int | None:
+    """The step whose header banned the last attacker; None while one is left, or if there was none."""
+    liars = {peer_text(host.id) for host in simulation.hosts if not host.honest}
+    at = {row["peer"]: row["step"] for row in banned if row["byzantine"]}
+    return max(at.values()) if liars and liars == set(at) else None
 
 
 def _finite(value: float | None) -> float | None:

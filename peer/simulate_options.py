@@ -65,14 +65,14 @@ class SimulateOptions:
     partition: float | None = None
     crash_rate: float | None = None
     churn: float | None = None
-    validators: int = 0
+    validators: int | None = None
     probation: int = 0
     swarm_test: bool = False
 
 
 DRAWN_NOT_SAID = (
     *("peers", "byzantine", "attack_from", "attack_until", "strength", "adaptive", "steps", "task", "rule"),
-    *("loss", "latency_ms", "partition", "crash_rate", "churn"),
+    *("loss", "latency_ms", "partition", "crash_rate", "churn", "validators"),
 )
 """Options that a swarm test draws or has no use for."""
 
@@ -91,7 +91,7 @@ def command(options: SimulateOptions, **more: object) -> str:
         value = said[name]
         if value is True:
             words.append(flag(name))
-        elif value is not None and value is not False and (name == "seed" or value != 0):
+        elif value is not None and value is not False and (name in ("seed", "validators") or value != 0):
             words += [flag(name), str(value)]
     for name, value in more.items():
         words += [flag(name), str(value)]
@@ -103,9 +103,10 @@ def check_options(options: SimulateOptions) -> None:
     problems = [*_wrong_numbers(options), *_wrong_attack(options)]
     if options.task is not None and options.task not in TASKS:
         problems.append(f"--task must be one of {', '.join(TASKS)}, not {options.task}")
-    for name in ("validators", "probation"):
-        if getattr(options, name):
-            problems.append(f"{flag(name)} must be 0: nobody verifies yet, verification comes with a later version")
+    if options.probation:
+        problems.append("--probation must be 0: newcomers enter at once, probation comes with a later version")
+    if options.validators is not None and not 0 <= 2 * options.validators <= (options.peers or PEERS):
+        problems.append(f"--validators must be at most half of the peers, not {options.validators}")
     if options.rule is not None and options.task == "names":
         problems.append("--rule needs a task that computes; with --task names there are no numbers to aggregate")
     if options.swarm_test:
@@ -176,9 +177,12 @@ def make_plan(options: SimulateOptions, overrides: Mapping[str, Any]) -> tuple[P
         faults=_faults(options),
     )
     steps = STEPS if options.steps is None else options.steps
-    if options.task == "names":
-        return plan, plain_manifest(plan, steps)
-    return plan, _learning_manifest(plan, steps, options, overrides)
+    names = options.task == "names"
+    manifest = plain_manifest(plan, steps) if names else _learning_manifest(plan, steps, options, overrides)
+    if options.validators is not None:
+        audit = msgspec.structs.replace(manifest.audit, rate=options.validators / plan.peers)
+        manifest = msgspec.structs.replace(manifest, audit=audit)
+    return plan, manifest
 
 
 def _default_strength(attack: str) -> float:

@@ -11,7 +11,9 @@ from typing import Any
 
 from crowdsurf.peer.duties import Evaluation
 from crowdsurf.peer.metrics import Metrics
+from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.ids import PeerId, digest_text, peer_text, short
+from crowdsurf.protocol.messages import Reason
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
@@ -35,10 +37,18 @@ def snapshot(node: Node, metrics: Metrics, evaluation: Evaluation, connected: se
             {
                 "peer": peer_text(PeerId(member.peer)),
                 "missed": member.missed,
+                "strikes": member.strikes,
                 "connected": member.peer in connected,
                 "me": member.peer == node.me,
             }
             for member in head.roster.members
+        ],
+        "validating": head.audit_of(node.me) is not None,
+        "banned": banned(node.chain),
+        "resting": [
+            {"peer": peer_text(PeerId(rest.peer)), "until": rest.until}
+            for rest in head.roster.resting
+            if rest.until > head.step
         ],
         "candidates": [peer_text(peer) for peer in sorted(node.membership.candidates())],
         "state_digest": digest_text(node.catch_up.digest) if node.catch_up.step is not None else None,
@@ -51,6 +61,19 @@ def snapshot(node: Node, metrics: Metrics, evaluation: Evaluation, connected: se
         "part_bytes_received": metrics.part_bytes_received,
         "refused": dict(sorted(metrics.refused.items())),
     }
+
+
+def banned(chain: Chain) -> list[dict[str, Any]]:
+    """Everybody who was banned: by the header of which step, why, and in which step it did what it did."""
+    return [
+        {
+            "peer": peer_text(PeerId(ban.peer)),
+            "step": step,
+            "reason": Reason(ban.reason).name.lower(),
+            "offence_step": ban.step,
+        }
+        for step, ban in chain.bans
+    ]
 
 
 def waiting_for(node: Node) -> str:
@@ -70,7 +93,8 @@ def waiting_for(node: Node) -> str:
 def _waiting_in_step(machine: StepMachine) -> str:
     phase, accepted = machine.phase, machine.accepted
     if phase is Phase.WORK:
-        return "its own work unit"
+        audit = machine.facts.head.audit_of(machine.me)
+        return "its own work unit" if audit is None else f"the work of …{short(audit.target)}, which it validates"
     if phase is Phase.COMMIT:
         return _names("commits of", machine.commits_lacking())
     if phase is Phase.PROPOSE or accepted is None:

@@ -32,6 +32,7 @@ from crowdsurf.protocol.effects import StepCertified
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.messages import Reason
 
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import Rehearsal
@@ -224,7 +225,9 @@ class Volunteer:
         found = self._daemon.outcome_so_far(STOPPED) if self._daemon is not None else None
         nothing: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Outcome))
         numbers = dict.fromkeys(("certified_steps", "part_bytes_sent", "control_bytes_sent", "steps_here"), 0)
-        return found or Outcome(**nothing | numbers | {"peer": self._peer, "reason": STOPPED, "seconds": 0.0})
+        return found or Outcome(
+            **nothing | numbers | {"peer": self._peer, "reason": STOPPED, "seconds": 0.0, "banned": []}
+        )
 
     # --- news ----------------------------------------------------------------------------------------------
 
@@ -258,8 +261,14 @@ class Volunteer:
             self.tell(f"…{short(peer)} joined; the roster has {_count(story.roster)}.")
         for peer in sorted(left - mine):
             self.tell(f"…{short(peer)} left.")
-        for peer in sorted(before - set(story.roster) - left):
-            self.tell(f"…{short(peer)} dropped out: it missed too many steps in a row.")
+        banned = {PeerId(ban.peer) for ban in story.banned}
+        for ban in story.banned:
+            name, reason = short(PeerId(ban.peer)), Reason(ban.reason).name.lower().replace("_", " ")
+            self.tell(f"…{name} is banned for {reason} in step {ban.step}; see why: crowdsurf why {name}")
+        if story.is_void:
+            self.tell(f"Step {story.step} is void: somebody kept its nonce to itself. It is done again.")
+        for peer in sorted(before - set(story.roster) - left - banned):
+            self.tell(f"…{short(peer)} is left out: it missed too many steps, or did not keep its promises.")
         self.on_step(story)
         if self._leaving and self._is_alone():
             self._cut()  # the others were faster

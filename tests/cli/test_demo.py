@@ -52,7 +52,14 @@ def test_liars_are_marked() -> None:
 
 def test_the_summary_says_whose_figures_they_are() -> None:
     answer = {"certified_steps": 5, "steps": 5, "wall_s": 1.0, "setup_s": 0.5, "transport": "memory", "peers": 7}
-    answer |= {"byzantine": 3, "attack": "zero", "test_loss": None, "initial_test_loss": None, "killed": []}
+    answer |= {
+        "byzantine": 3,
+        "attack": "zero",
+        "test_loss": None,
+        "initial_test_loss": None,
+        "killed": [],
+        "banned": [],
+    }
     answer |= {"consensus": True, "bytes_sent_per_peer_step": 1, "control_bytes_sent_per_peer_step": 1, "journal": "j"}
     lines = summary(answer)
     assert any("3 of 7 peers misbehaved (zero)" in line for line in lines)

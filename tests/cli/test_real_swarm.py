@@ -68,6 +68,39 @@ def test_a_second_peer_joins_a_running_swarm_and_both_leave_in_order(tmp_path: P
 
 
 @pytest.mark.timeout(300)
+def test_a_liar_is_banned_and_told_why(tmp_path: Path) -> None:
+    home, created = create(tmp_path)
+    guest = peer(created["invite"], "--home", tmp_path / "guest")
+    with peer(home / "invite.txt", "--home", home) as founder, guest as honest:
+        founder.wait_for("joined; the roster has 2 peers")
+        with peer(created["invite"], "--home", tmp_path / "liar", "--rehearse", "sign_flip") as liar:
+            code, said = liar.end()
+            assert code == 3, (said, liar.said, founder.said)
+            assert "banned from the run" in said["error"]["message"]
+            assert "wrong_gradient" in said["error"]["message"]
+        founder.wait_for("is banned")
+
+        code, seen = run("status", "--home", home)
+        assert code == 0
+        (ban,) = seen["banned"]
+        assert ban["reason"] == "wrong_gradient"
+        assert ban["peer"] not in {member["peer"] for member in seen["roster"]}
+
+        code, why = run("why", ban["peer"][-8:], "--home", home)
+        assert code == 0, why
+        assert (why["peer"], why["status"], why["evidence"]["holds"]) == (ban["peer"], "banned", True)
+        evidence = why["evidence"]["file"]
+        code, shown = run("why", ban["peer"], "--file", evidence, "--manifest", home / "manifest.msgpack")
+        assert (code, shown["evidence"]["holds"]) == (0, True), shown
+
+        for other in (honest, founder):
+            other.signal(signal.SIGTERM)
+            other.end()
+    code, checked = run("verify", home)
+    assert (code, checked["valid"]) == (0, True), checked
+
+
+@pytest.mark.timeout(300)
 def test_a_run_with_an_end_ends_by_itself_and_stays_ended(tmp_path: Path) -> None:
     home, _ = create(tmp_path, steps=15)
     for _ in range(2):

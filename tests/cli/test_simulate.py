@@ -120,7 +120,7 @@ def test_attackers_in_the_majority_are_warned_of(call: Call) -> None:
     ("arguments", "text"),
     [
         ("simulate --attack tickle --byzantine 1", "--attack must be one of none, sign_flip"),
-        ("simulate --validators 2", "--validators must be 0"),
+        ("simulate --validators 9", "--validators must be at most half"),
         ("simulate --rule nope --peers 3 --steps 1", "is unknown; known are"),
         ("simulate --seeds 5:5", "--seeds must look like 0:300"),
         ("simulate --seeds five", "--seeds must look like 0:300"),

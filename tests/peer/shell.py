@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 from blake3 import blake3
 
-from crowdsurf.peer.compute.client import AggregateResult, WorkerInfo, WorkResult
-from crowdsurf.peer.compute.errors import WorkCancelled, WorkerDied
+from crowdsurf.peer.compute.client import AggregateResult, RecomputeResult, WorkerInfo, WorkResult
+from crowdsurf.peer.compute.errors import StateForgotten, WorkCancelled, WorkerDied
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.peer.daemon import Daemon, Outcome, Place
 from crowdsurf.peer.journal import read_journal
@@ -26,7 +26,7 @@ from crowdsurf.protocol import events, limits, wire
 from crowdsurf.protocol.assignment import ELEMENT_BYTES
 from crowdsurf.protocol.envelope import slot_of
 from crowdsurf.protocol.errors import Refusal
-from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest
+from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest, finding_digest
 from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection, run_id_of
 from crowdsurf.protocol.messages import Certificate, Envelope
 from crowdsurf.protocol.recovery import RecordType
@@ -100,6 +100,10 @@ class Inbox:
         return found
 
 
+def _names(values: Any, ranges: Sequence[tuple[int, int]]) -> tuple[Digest, ...]:
+    return tuple(blob_digest(values[start:stop].tobytes()) for start, stop in ranges)
+
+
 class FakeCompute:
     """Takes the place of `ComputeClient`: same methods, no process. `before` may delay, fail or kill a command."""
 
@@ -110,6 +114,7 @@ class FakeCompute:
         self._state = numpy.zeros(ELEMENTS, numpy.float32)
         self._lock = asyncio.Lock()
         self._cancelled = asyncio.Event()
+        self._past: dict[bytes, bytes] = {}
 
     async def _nothing(self, command: str) -> None:
         """The usual."""
@@ -158,11 +163,28 @@ class FakeCompute:
             await self._turn("work")
             if self._cancelled.is_set():
                 raise WorkCancelled("cancelled")
-            raw = blake3(seed + self._state.tobytes()).digest(ELEMENTS)
-            values = numpy.frombuffer(raw, numpy.int8).astype(numpy.float32) / 128
+            values = self._gradient(self._state.tobytes(), seed)
             gradient.view[:STATE_BYTES] = values.tobytes()
-            names = tuple(blob_digest(values[start:stop].tobytes()) for start, stop in ranges)
-            return WorkResult(names, float(abs(values).mean()), 32)
+            return WorkResult(_names(values, ranges), float(abs(values).mean()), 32)
+
+    def _gradient(self, state: bytes, seed: bytes) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+        self._past[digest("state", state)] = state
+        return numpy.frombuffer(blake3(seed + state).digest(ELEMENTS), numpy.int8).astype(numpy.float32) / 128
+
+    async def recompute(
+        self, state: Digest, seed: bytes, ranges: Sequence[tuple[int, int]], gradient: Segment, finder: PeerId
+    ) -> RecomputeResult:
+        async with self._lock:
+            await self._turn("recompute")
+            if state not in self._past:
+                raise StateForgotten("it was not worked at here")
+            values = self._gradient(self._past[state], seed)
+            return RecomputeResult(_names(values, ranges), finding_digest(finder, values.tobytes()))
+
+    async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:
+        async with self._lock:
+            await self._turn("finding")
+            return finding_digest(finder, segment.view[:nbytes])
 
     async def aggregate(
         self,
@@ -191,6 +213,7 @@ class FakeCompute:
     ) -> Digest:
         async with self._lock:
             await self._turn("apply")
+            self._past[self._digest()] = self._state.tobytes()
             gradient = numpy.frombuffer(aggregate.view[:STATE_BYTES], numpy.float32).copy()
             for start, stop in void_ranges:
                 gradient[start:stop] = 0

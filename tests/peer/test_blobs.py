@@ -131,6 +131,28 @@ def test_our_own_gradient_is_copied_into_its_row_and_lent(store: BlobStore) -> N
     assert bytes(inbox.view[rows[0] : rows[0] + 20]) == b"b" * 20
 
 
+def test_gradients_of_a_step_that_is_over_are_lent_to_nobody(store: BlobStore) -> None:
+    """Validators are drawn then, and must compute them themselves; aggregates are everybody's."""
+    store.gradient(3, 2).view[:40] = bytes(40)
+    store.add_own_parts(3, (name("own 0"), name("own 1")))
+    store.expect_part(part(3, name("theirs")))
+    assert fill(store, name("theirs"), b"x" * 20)
+    store.expect_aggregate(ExpectAggregate(3, 0, 2, name("aggregate"), 20))
+    assert fill(store, name("aggregate"), b"y" * 20)
+    store.keep_inputs_secret(2)
+    with store.lend(name("own 0")) as mine, store.lend(name("theirs")) as theirs:
+        assert mine is not None
+        assert theirs is not None
+    store.keep_inputs_secret(3)
+    assert store.own_gradient(3) is not None
+    assert store.own_gradient(2) is None
+    for secret in ("own 0", "own 1", "theirs"):
+        with store.lend(name(secret)) as view:
+            assert view is None
+    with store.lend(name("aggregate")) as view:
+        assert view is not None
+
+
 def test_an_averaged_gradient_is_put_together_from_where_its_parts_are(store: BlobStore) -> None:
     store.gradient(0, 2)
     place = store.aggregate_place(0, 1)

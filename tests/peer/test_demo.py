@@ -46,6 +46,7 @@ OUTCOME = {
     "part_bytes_sent": 1000,
     "control_bytes_sent": 10,
     "steps_here": 5,
+    "banned": [],
 }
 
 

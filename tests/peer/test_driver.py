@@ -25,7 +25,7 @@ from crowdsurf.protocol.effects import ExpectAggregate
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest
-from crowdsurf.protocol.messages import Certificate, Envelope, Kind, Vote
+from crowdsurf.protocol.messages import Ban, Certificate, Envelope, Kind, Reason, Vote
 from crowdsurf.protocol.recovery import RecordType, recover
 from tests.peer.shell import ELEMENTS, STATE_BYTES, key_of, soon, until
 from tests.protocol.test_recovery import header
@@ -105,10 +105,13 @@ class Setup:
             saves_after=lambda step: step == 9,
         )
         links = SimpleNamespace(
-            send=lambda peer, kind, data: self.story.append(f"send {kind.name}"), keep=self.noting("links.keep")
+            ban=lambda peers: self.story.append("ban") if peers else None,
+            send=lambda peer, kind, data: self.story.append(f"send {kind.name}"),
+            keep=self.noting("links.keep"),
         )
         bulk = SimpleNamespace(push=lambda *_: self.story.append("push"), keep=self.noting("bulk.keep"))
-        parts: Any = (links, bulk, self.fetcher, self.blobs, self.store, pool, self.duties)
+        evidence = SimpleNamespace(save=lambda evidence: self.story.append("keep evidence"))
+        parts: Any = (links, bulk, self.fetcher, self.blobs, self.store, pool, self.duties, evidence)
         self.driver.bind(Parts(self.node, self.journal, *parts, Metrics(), STATE_BYTES))  # type: ignore[arg-type]
         self.metrics = self.driver._parts.metrics
         self.task: asyncio.Task[str] | None = None
@@ -287,6 +290,19 @@ async def test_effects_are_carried_out_in_order(setup: Setup) -> None:
     assert setup.story == ["send WANT", "send CERTIFICATE", "send CERTIFICATE", "cancel", "links.keep", "bulk.keep"]
     assert stories == [told]
     assert setup.metrics.refused == {"stale": 1, "bad_commit": 1}
+
+
+async def test_who_is_banned_is_cut_off_once_the_certificate_is_on_its_way(setup: Setup) -> None:
+    """What is sent to a banned peer later is dropped, so the order matters."""
+    ban = Ban(OTHER, Reason.WRONG_GRADIENT, 2, bytes(32))
+    setup.on_leave(
+        effects.SendCertificates((OTHER,), (certificate(0),)),
+        effects.StepCertified(3, (), 0, 0, None, (), (), (), (ban,)),
+        effects.Finished("banned", banned=True),
+    )
+    assert await soon(setup.run()) == "banned"
+    assert setup.story == ["send CERTIFICATE", "ban"]
+    assert setup.driver.banned
 
 
 async def test_places_are_made_at_once(setup: Setup) -> None:

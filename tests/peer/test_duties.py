@@ -18,7 +18,7 @@ from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
-from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.ids import Digest, digest, finding_digest
 from tests.peer.shell import ELEMENTS, STATE_BYTES, FakeCompute, Inbox, key_of, manifest_of, soon, until
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -81,6 +81,54 @@ async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
 
 def compute(step: int = 0) -> effects.ComputeWork:
     return effects.ComputeWork(step, Digest(bytes(32)), PARTS)
+
+
+# --- audits ------------------------------------------------------------------------------------------------
+
+FINDER = key_of(7).peer_id
+
+
+def recomputation(state: Digest) -> effects.RecomputeWork:
+    return effects.RecomputeWork(0, Digest(bytes(32)), PARTS, state, FINDER)
+
+
+async def test_a_validator_finds_just_what_its_target_expects(setup: Setup) -> None:
+    names = await setup.work(0)
+    await setup.duties.finding(effects.ComputeFinding(0, FINDER))
+    expected = await setup.inbox.event()
+    await setup.duties.recompute(recomputation(digest("state", bytes(STATE_BYTES))))
+    found = await setup.inbox.event()
+    assert isinstance(expected, events.FindingKnown)
+    assert isinstance(found, events.WorkRecomputed)
+    assert (expected.step, expected.finder) == (found.step, found.finder) == (0, FINDER)
+    assert found.parts == names
+    assert found.finding == expected.finding
+
+
+async def test_work_at_a_state_that_is_forgotten_cannot_be_checked(setup: Setup) -> None:
+    await setup.duties.recompute(recomputation(Digest(bytes(32))))
+    assert await setup.inbox.event() == events.RecomputeFailed(0, Digest(bytes(32)), FINDER)
+
+
+async def test_work_that_is_not_finite_is_nobodys(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An honest peer could not have committed to it, so it equals nothing."""
+
+    async def diverge(*_: Any) -> None:
+        raise WorkFailed("not finite")
+
+    monkeypatch.setattr(setup.client, "recompute", diverge)
+    await setup.duties.recompute(recomputation(Digest(bytes(32))))
+    found = await setup.inbox.event()
+    assert isinstance(found, events.WorkRecomputed)
+    assert (found.parts, found.finding) == ((), finding_digest(FINDER, b""))
+
+
+async def test_a_worker_that_dies_of_an_audit_is_replaced_and_the_audit_given_up(setup: Setup) -> None:
+    setup.die_on("recompute")
+    await setup.duties.recompute(recomputation(digest("state", bytes(STATE_BYTES))))
+    told = [type(await setup.inbox.event()) for _ in range(3)]
+    assert told == [events.StateLost, events.StateReady, events.RecomputeFailed]
+    await setup.duties.finding(effects.ComputeFinding(5, FINDER))  # nothing of that step is here: nothing to say
 
 
 # --- work --------------------------------------------------------------------------------------------------

@@ -136,8 +136,9 @@ def test_an_unknown_rule_is_said() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("rule", "low", "high"), [("mean", 0.0, 0.3), ("centered_clip", 0.8, 1.0)])
+@pytest.mark.parametrize(("rule", "low", "high"), [("mean", 0.0, 0.3), ("centered_clip", 0.65, 1.0)])
 def test_seven_sign_flippers_of_sixteen(rule: str, low: float, high: float) -> None:
+    """Destroyed or not, far from either bound: eight seeds of centered_clip gave 0.76 to 0.88."""
     cell = next(cells_of(Table(rules=(rule,), attacks=("sign_flip",), seeds=(0,), peers=16, byzantine=7)))
     assert cell.byzantine == 7
     assert low <= simulate(cell.options(), cell.overrides())["test_accuracy"] <= high

@@ -38,7 +38,7 @@ SMALL = SimulateOptions(peers=4, steps=4, task="names")
         ({"latency_ms": "50"}, "--latency-ms must look like 10:50"),
         ({"latency_ms": "50:10"}, "--latency-ms"),
         ({"latency_ms": "a:b"}, "--latency-ms"),
-        ({"validators": 1}, "--validators must be 0"),
+        ({"validators": 9}, "--validators must be at most half"),
         ({"probation": 3}, "--probation must be 0"),
         ({"swarm_test": True, "peers": 3, "loss": 0.1}, "leave out --peers, --loss"),
     ],
@@ -137,11 +137,24 @@ def test_an_answer_is_that_of_a_demo_and_more() -> None:
     assert simulate(dataclasses.replace(SMALL, seed=1))["trace_digest"] != answer["trace_digest"]
 
 
+def test_who_is_banned_is_told_and_for_what() -> None:
+    lies = {"peers": 7, "byzantine": 3, "attack": "sign_flip", "attack_from": 2, "task": "names"}
+    answer = simulate(SimulateOptions(**lies, steps=60, seed=1))
+    assert answer["violations"] == []
+    assert (len(answer["banned"]), answer["honest_banned"]) == (3, 0)
+    assert {row["reason"] for row in answer["banned"]} == {"wrong_gradient"}
+    assert all(row["byzantine"] and 2 <= row["offence_step"] < row["step"] for row in answer["banned"])
+    assert answer["all_byzantine_banned_at"] == max(row["step"] for row in answer["banned"])
+    assert answer["steps_attacked"] == answer["all_byzantine_banned_at"] - 1
+    nobody = simulate(SimulateOptions(**lies, steps=60, seed=1, validators=0))
+    assert (nobody["banned"], nobody["all_byzantine_banned_at"], nobody["steps_attacked"]) == ([], None, 58)
+
+
 def test_a_real_model_is_trained_and_looked_at() -> None:
     said: list[str] = []
     small = {"task.parameters": {"model": "mlp", "hidden": 8}, "work.micro_batch_samples": 32}
-    options = SimulateOptions(peers=4, byzantine=1, attack="sign_flip", rule="mean", attack_from=2, steps=10)
-    answer = simulate(options, small, tell=said.append)
+    lies = {"peers": 4, "byzantine": 1, "attack": "sign_flip", "rule": "mean", "attack_from": 2, "validators": 0}
+    answer = simulate(SimulateOptions(**lies, steps=10), small, tell=said.append)
     assert answer["test_loss"] > answer["initial_test_loss"]
     assert answer["test_accuracy"] is not None
     assert answer["steps_attacked"] == 8

@@ -1,0 +1,182 @@
+"""`crowdsurf why`: a reader with only an evidence file and the manifest is convinced, by nothing that is not so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from crowdsurf.cli.main import app
+from crowdsurf.peer.journal import JOURNAL_FILE
+from crowdsurf.protocol.evidence import pack_evidence
+from crowdsurf.protocol.ids import PeerId, peer_text
+from crowdsurf.protocol.manifest import encode_manifest, run_id_of
+from tests.cli.conftest import Call
+from tests.peer.homes import make_home, manifest_of, real_trial, store_of
+from tests.protocol.trials import ATTACKS, STEPS
+
+REASONS = {1: "equivocation", 2: "wrong_gradient", 3: "wrong_finding", 4: "false_accusation"}
+
+
+def told(*arguments: str | Path) -> str:
+    """What a person reads."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), prog_name="crowdsurf")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_ban_is_explained_from_a_home_and_from_the_file_alone(attack: str, call: Call, tmp_path: Path) -> None:
+    case = real_trial(attack)
+    folder = make_home(tmp_path / "home", case)
+    for evidence in case.kept:
+        peer = PeerId(evidence.ban.peer)
+        path = store_of(folder, case).path(peer)
+        code, at_home, _ = call("why", peer_text(peer)[-8:], "--home", tmp_path / "home")
+        assert code == 0
+        code, alone, _ = call("why", peer_text(peer), "--file", path, "--manifest", manifest_of(folder))
+        assert code == 0
+        assert at_home["ban"] == alone["ban"]
+        assert at_home["evidence"] == alone["evidence"]
+        assert (at_home["status"], alone["status"], at_home["steps"]) == ("banned", None, STEPS)
+        assert (alone["peer"], alone["ban"]["reason"]) == (peer_text(peer), REASONS[ATTACKS[attack]])
+        assert alone["ban"]["offence_step"] == evidence.ban.step
+        shown = alone["evidence"]
+        assert shown["holds"]
+        assert shown["problem"] is None
+        assert (shown["class"] == "B") == (shown["work"] is not None) == (shown["verdicts"] >= shown["quorum"])
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ("equivocate", "it signed two different messages"),
+        ("sign_flip", "a gradient that its work unit does not give"),
+        ("lazy_validator", "it had not recomputed it"),
+        ("false_accusation", "Nothing is held against"),
+    ],
+)
+def test_people_read_plain_words(attack: str, words: str, tmp_path: Path) -> None:
+    case = real_trial(attack)
+    folder = make_home(tmp_path / "home", case)
+    peer = PeerId(case.kept[0].ban.peer)
+    path = store_of(folder, case).path(peer)
+    for text in (
+        told("why", peer_text(peer), "--home", tmp_path / "home"),
+        told("why", "…" + peer_text(peer)[-8:], "--file", path, "--manifest", manifest_of(folder)),
+    ):
+        assert words in text
+        assert "Everything holds" in text
+        assert f"It is banned for {REASONS[ATTACKS[attack]].replace('_', ' ')}" in text
+        if attack in ("sign_flip", "lazy_validator"):
+            assert "must have the digest b3:" in text
+
+
+def test_a_member_and_one_that_is_unknown(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    make_home(tmp_path / "home", case)
+    peer = min(case.honest)
+    code, answer, _ = call("why", peer_text(peer), "--home", tmp_path / "home")
+    assert code == 0
+    assert (answer["status"], answer["ban"], answer["evidence"]) == ("member", None, None)
+    assert (answer["strikes"], answer["missed"]) == (0, 0)
+    assert answer["history"] == [{"step": 0, "what": "joined"}]
+    assert "It is a member since step 0" in told("why", peer_text(peer), "--home", tmp_path / "home")
+    code, answer, _ = call("why", "nobodyatall", "--home", tmp_path / "home")
+    assert code == 1
+    assert "nothing is known" in answer["error"]["message"]
+
+
+def test_an_ending_that_fits_several_is_wrong_usage(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    make_home(tmp_path / "home", case)
+    texts = [peer_text(peer) for peer in case.signers]
+    shared = next(text[-1] for text in texts if sum(other.endswith(text[-1]) for other in texts) > 1)
+    code, answer, _ = call("why", shared, "--home", tmp_path / "home")
+    assert code == 2
+    assert "give more characters" in answer["error"]["message"]
+    assert call("why", "…", "--home", tmp_path / "home")[0] == 2
+
+
+def test_a_ban_without_evidence_is_told_from_the_chain(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    make_home(tmp_path / "home", case, with_evidence=False)
+    peer = peer_text(PeerId(case.kept[0].ban.peer))
+    code, answer, _ = call("why", peer, "--home", tmp_path / "home")
+    assert (code, answer["status"], answer["evidence"]) == (0, "banned", None)
+    assert answer["ban"]["reason"] == "wrong_gradient"
+    assert "Ask a peer that was a member" in told("why", peer, "--home", tmp_path / "home")
+
+
+def test_a_past_too_long_for_a_file_is_taken_from_the_journal(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    folder = make_home(tmp_path / "home", case, with_evidence=False)
+    evidence = case.kept[0]
+    peer = PeerId(evidence.ban.peer)
+    path = store_of(folder, case).path(peer)
+    path.parent.mkdir()
+    path.write_bytes(pack_evidence(run_id_of(case.manifest), evidence, ()))
+    code, answer, _ = call("why", peer_text(peer), "--home", tmp_path / "home")
+    assert code == 0
+    assert answer["evidence"]["holds"]
+    code, answer, _ = call("why", peer_text(peer), "--file", path, "--manifest", manifest_of(folder))
+    assert code == 1
+    assert "does not hold every certified step" in answer["evidence"]["problem"]
+
+
+def test_evidence_that_does_not_hold_is_said_to(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    folder = make_home(tmp_path / "home", case)
+    first, second = (PeerId(evidence.ban.peer) for evidence in case.kept)
+    store = store_of(folder, case)
+    data = bytearray(store.path(first).read_bytes())
+    data[-100] ^= 1
+    store.path(first).write_bytes(bytes(data))
+    code, answer, _ = call("why", peer_text(first), "--home", tmp_path / "home")
+    assert (code, answer["status"], answer["evidence"]["holds"]) == (1, "banned", False)
+    assert answer["evidence"]["problem"]
+    result = CliRunner().invoke(app, ["why", peer_text(first), "--home", str(tmp_path / "home")])
+    assert result.exit_code == 1
+    assert "does NOT hold" in result.stdout
+    store.path(first).write_bytes(store.path(second).read_bytes())
+    code, answer, _ = call("why", peer_text(first), "--home", tmp_path / "home")
+    assert (code, answer["evidence"]["problem"]) == (1, "the evidence is about another peer")
+    code, answer, _ = call("why", peer_text(first), "--file", store.path(second), "--manifest", manifest_of(folder))
+    assert code == 1
+    assert "nothing is known" in answer["error"]["message"]
+
+
+def test_another_runs_manifest_convinces_nobody(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    folder = make_home(tmp_path / "home", case)
+    peer = PeerId(case.kept[0].ban.peer)
+    path, other = store_of(folder, case).path(peer), tmp_path / "other"
+    other.write_bytes(encode_manifest(msgspec.structs.replace(case.manifest, name="another")))
+    code, answer, _ = call("why", peer_text(peer), "--file", path, "--manifest", other)
+    assert (code, answer["evidence"]["holds"], answer["ban"]) == (1, False, None)
+    assert "another run" in answer["evidence"]["problem"]
+
+
+@pytest.mark.parametrize("missing", ["--file", "--manifest"])
+def test_file_and_manifest_go_together_and_must_exist(missing: str, call: Call, tmp_path: Path) -> None:
+    assert call("why", "abc", missing, tmp_path / "x")[0] == 2
+    code, answer, _ = call("why", "abc", "--file", tmp_path / "x", "--manifest", tmp_path / "y")
+    assert code == 2
+    assert "there is no" in answer["error"]["message"]
+
+
+def test_damage_is_one_plain_sentence(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    folder = make_home(tmp_path / "home", case)
+    path = store_of(folder, case).path(PeerId(case.kept[0].ban.peer))
+    broken = tmp_path / "broken"
+    for data in (b"", b"\xff" * 100, path.read_bytes()[:1000]):
+        broken.write_bytes(data)
+        for file, manifest in ((broken, manifest_of(folder)), (path, broken)):
+            code, answer, _ = call("why", "abc", "--file", file, "--manifest", manifest)
+            assert code == 1
+            assert "damaged" in answer["error"]["message"]
+    (folder / JOURNAL_FILE).unlink()
+    assert call("why", "abc", "--home", tmp_path / "home")[0] in (1, 2)
