@@ -9,11 +9,11 @@ FOLDERS := protocol dht peer cli configs
 # The user's own choice first; Debian's python3 may be too old while a newer one lies beside it.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help env dev format lint types check test demo sim table bench clean
+.PHONY: help env dev format lint types check test demo sim table byzantine bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## make the environment (VENV=.venv, PYTHON=... to choose the interpreter)
 
@@ -66,6 +66,9 @@ sim: env ## simulate 300 swarms in which much goes wrong and check every promise
 
 table: env ## measure every rule under every attack and write docs/robustness.md; goes on where it was
 	@$(BIN)/crowdsurf robustness docs/robustness.md $(ARGS)
+
+byzantine: env ## measure what attackers achieve against verification and write docs/byzantine.md; goes on where it was
+	@$(BIN)/crowdsurf byzantine docs/byzantine.md $(ARGS)
 
 bench: env ## measure a certified step beside a plain all-reduce
 	@$(BIN)/crowdsurf bench step $(ARGS)
