@@ -133,7 +133,7 @@ def summary(answer: dict[str, Any]) -> list[str]:
         caught = sum(1 for ban in answer["banned"] if ban["byzantine"])
         lines.append(
             f"Banned: {caught} of {answer['byzantine']} misbehaving peers and {answer['honest_banned']} honest ones. "
-            f"See why: crowdsurf why {answer['banned'][0]['peer'][-8:]} --home {answer['journal']}/peer0"
+            f"See why: crowdsurf why {answer['banned'][0]['peer'][-8:]} --home {answer['journal']}/peer-0"
         )
     alike = f"All {kind}peers hold"
     lines.append(

@@ -64,3 +64,7 @@ def test_the_summary_says_whose_figures_they_are() -> None:
     lines = summary(answer)
     assert any("3 of 7 peers misbehaved (zero)" in line for line in lines)
     assert any("All honest peers hold the same model" in line for line in lines)
+    ban = {"peer": "12D3KooWliar", "step": 3, "reason": "wrong_gradient", "offence_step": 2, "byzantine": True}
+    lines = summary(answer | {"banned": [ban], "honest_banned": 0})
+    assert any("1 of 3 misbehaving peers and 0 honest ones" in line for line in lines)
+    assert any("crowdsurf why KooWliar --home j/peer-0" in line for line in lines)
