@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from crowdsurf.peer.past import Banned
-from crowdsurf.peer.why import Standing, Why, reason_name, status_of
+from crowdsurf.peer.why import Standing, Why, status_of
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text
 from crowdsurf.protocol.manifest import run_id_of
-from crowdsurf.protocol.messages import Commit, Reason
+from crowdsurf.protocol.messages import Commit, Reason, reason_name
 from crowdsurf.protocol.recheck import Judgement
 from crowdsurf.protocol.roster import STRIKE_FADES_STEPS, STRIKES_MAX
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from crowdsurf.peer import status
+from crowdsurf.peer.finished_cells import open_for_more, read_cells
 from crowdsurf.peer.garbage import collect_rarely
 from crowdsurf.peer.rehearsal import parse_rehearsal
-from crowdsurf.peer.simulate import SEED_SECONDS_MAX, Watcher
-from crowdsurf.peer.simulate import _make_compute as make_compute
+from crowdsurf.peer.simulate import SEED_SECONDS_MAX, Watcher, make_compute
 from crowdsurf.peer.simulate_options import SimulateOptions, check_options, make_plan
 from crowdsurf.peer.workers import Job, run_jobs, serve
 from crowdsurf.protocol import effects
@@ -259,7 +259,8 @@ async def measure(study: Study, folder: Path, processes: int, tell: Tell) -> Non
         if "error" in answer:
             failed.append(f"{cell}: {answer['error']}")
             return
-        _append(folder / f"{cell.table}.jsonl", asdict(cell) | answer)
+        with open_for_more(folder / f"{cell.table}.jsonl") as results:
+            results.write(json.dumps(asdict(cell) | answer, separators=(",", ":")) + "\n")
         tell(f"{done} of {len(missing)}: {cell.table}, {cell.attack}, {cell.rule or cell.validators}, seed {cell.seed}")
 
     await run_jobs("crowdsurf.peer.byzantine", map(asdict, missing), processes, SEED_SECONDS_MAX, keep)
@@ -267,26 +268,11 @@ async def measure(study: Study, folder: Path, processes: int, tell: Tell) -> Non
         raise WorldError(f"{len(failed)} simulations failed, the first one was {failed[0]}")
 
 
-def _append(file: Path, line: dict[str, Any]) -> None:
-    """One more line, after one that an interruption may have cut off."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = file.exists() and file.stat().st_size > 0 and not file.read_bytes().endswith(b"\n")
-    with file.open("a", encoding="utf-8") as results:
-        results.write("\n" * cut_off + json.dumps(line, separators=(",", ":")) + "\n")
-
-
 def read_results(folder: Path) -> dict[Cell, dict[str, Any]]:
-    """Everything measured so far. A line that was cut off, or is of another version of this program, is left out."""
-    found = {}
+    """Everything measured so far."""
+    found: dict[Cell, dict[str, Any]] = {}
     for table in TABLES:
-        file = folder / f"{table}.jsonl"
-        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-            try:
-                line = json.loads(text)
-                cell = Cell(**{name: line.pop(name) for name in Cell.__dataclass_fields__})
-            except (ValueError, LookupError, TypeError, AttributeError):
-                continue
-            found[cell] = line
+        found |= read_cells(folder / f"{table}.jsonl", Cell)
     return found
 
 

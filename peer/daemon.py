@@ -42,7 +42,7 @@ from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest, run_id_of
-from crowdsurf.protocol.messages import Certificate, Reason
+from crowdsurf.protocol.messages import Certificate, reason_name
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import certificates_of, recover
 
@@ -427,7 +427,7 @@ def _sentence(node: Node) -> str:
     """What a banned peer is told."""
     step, ban = next((step, ban) for step, ban in reversed(node.chain.bans) if ban.peer == node.me)
     return (
-        f"this peer was banned from the run in step {step} for {Reason(ban.reason).name.lower()} in step {ban.step}; "
+        f"this peer was banned from the run in step {step} for {reason_name(ban.reason)} in step {ban.step}; "
         f"see the evidence with: crowdsurf why {short(node.me)}"
     )
 

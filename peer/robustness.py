@@ -12,8 +12,9 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from crowdsurf.peer.finished_cells import open_for_more, read_cells
 from crowdsurf.peer.simulate import SEED_SECONDS_MAX
 from crowdsurf.peer.simulate_options import SimulateOptions, check_options, command
 from crowdsurf.peer.workers import Job, run_jobs
@@ -111,12 +112,12 @@ async def measure(table: Table, file: Path, processes: int, tell: Callable[[str]
     cells = list(cells_of(table))
     for cell in cells:
         check_options(cell.options())
-    found = {cell: result for cell, result in read_cells(file).items() if cell in set(cells)}
+    found = {cell: result for cell, result in read_cells(file, Cell).items() if cell in set(cells)}
     missing = [cell for cell in cells if cell not in found]
     tell(f"{len(cells)} simulations, {len(found)} of them done before")
     by_job = {json.dumps(_job(cell)): cell for cell in missing}
     failed: list[str] = []
-    with _open_results(file) as results:
+    with open_for_more(file) as results:
 
         def done(job: Job, answer: Job) -> None:
             cell = by_job[json.dumps(job)]
@@ -136,31 +137,8 @@ async def measure(table: Table, file: Path, processes: int, tell: Callable[[str]
     return found
 
 
-def _open_results(file: Path) -> TextIO:
-    """Open for more lines, after a line that an interruption may have cut off."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    cut_off = file.exists() and file.stat().st_size > 0 and not file.read_bytes().endswith(b"\n")
-    results = file.open("a", encoding="utf-8")
-    results.write("\n" if cut_off else "")
-    return results
-
-
 def _job(cell: Cell) -> Job:
     return {"options": asdict(cell.options()), "overrides": cell.overrides()}
-
-
-def read_cells(file: Path) -> dict[Cell, dict[str, Any]]:
-    """Results by cell. A line that was cut off, or is of another version of this program, is left out."""
-    found = {}
-    if file.exists():
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-                cell = Cell(**{name: line.pop(name) for name in Cell.__dataclass_fields__})
-            except (ValueError, LookupError, TypeError, AttributeError):
-                continue
-            found[cell] = line
-    return found
 
 
 def page(table: Table, results: dict[Cell, dict[str, Any]], said: str) -> str:

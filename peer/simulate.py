@@ -116,7 +116,7 @@ def simulate(
     check_options(options)
     began = monotonic_seconds()
     plan, manifest = make_plan(options, overrides or {})
-    compute = _make_compute(plan, manifest)
+    compute = make_compute(plan, manifest)
     watcher = Watcher(compute, manifest.steps, tell if manifest.task.name != "names" else lambda text: None)
     watcher.began = began
     writer = StoryWriter(write_trace) if write_trace is not None else None
@@ -140,7 +140,8 @@ def simulate(
     return answer
 
 
-def _make_compute(plan: Plan, manifest: Manifest) -> Compute:
+def make_compute(plan: Plan, manifest: Manifest) -> Compute:
+    """What a plan's peers compute with."""
     if manifest.task.name == "names":
         return NamesCompute()
     from crowdsurf.peer.compute.shared import SharedCompute
@@ -192,7 +193,7 @@ def _answer(
         "journal": None,
         "virtual_s": round(simulation.timeline.now, 3),
         "violations": [],
-        "all_byzantine_banned_at": _all_banned_at(simulation, banned),
+        "all_byzantine_banned_at": _all_banned_at(liars, banned),
         "steps_attacked": len(watcher.attacked),
         "honest_strikes": watcher.honest_strikes,
         "rng": "seed",
@@ -204,9 +205,8 @@ def _answer(
     }
 
 
-def _all_banned_at(simulation: Simulation, banned: list[dict[str, Any]]) -> int | None:
+def _all_banned_at(liars: set[str], banned: list[dict[str, Any]]) -> int | None:
     """The step whose header banned the last attacker; None while one is left, or if there was none."""
-    liars = {peer_text(host.id) for host in simulation.hosts if not host.honest}
     at = {row["peer"]: row["step"] for row in banned if row["byzantine"]}
     return max(at.values()) if liars and liars == set(at) else None
 

@@ -13,7 +13,7 @@ from crowdsurf.peer.duties import Evaluation
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.ids import PeerId, digest_text, peer_text, short
-from crowdsurf.protocol.messages import Reason
+from crowdsurf.protocol.messages import reason_name
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
@@ -69,7 +69,7 @@ def banned(chain: Chain) -> list[dict[str, Any]]:
         {
             "peer": peer_text(PeerId(ban.peer)),
             "step": step,
-            "reason": Reason(ban.reason).name.lower(),
+            "reason": reason_name(ban.reason),
             "offence_step": ban.step,
         }
         for step, ban in chain.bans

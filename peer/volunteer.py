@@ -32,7 +32,7 @@ from crowdsurf.protocol.effects import StepCertified
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Reason
+from crowdsurf.protocol.messages import reason_name
 
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import Rehearsal
@@ -263,7 +263,7 @@ class Volunteer:
             self.tell(f"…{short(peer)} left.")
         banned = {PeerId(ban.peer) for ban in story.banned}
         for ban in story.banned:
-            name, reason = short(PeerId(ban.peer)), Reason(ban.reason).name.lower().replace("_", " ")
+            name, reason = short(PeerId(ban.peer)), reason_name(ban.reason).replace("_", " ")
             self.tell(f"…{name} is banned for {reason} in step {ban.step}; see why: crowdsurf why {name}")
         if story.is_void:
             self.tell(f"Step {story.step} is void: somebody kept its nonce to itself. It is done again.")

@@ -22,7 +22,7 @@ from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
 from crowdsurf.protocol.evidence import EvidenceFile
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text
 from crowdsurf.protocol.manifest import Manifest, decode_manifest, run_id_of
-from crowdsurf.protocol.messages import Reason
+from crowdsurf.protocol.messages import reason_name
 from crowdsurf.protocol.recheck import Judgement, recheck, recheck_file
 from crowdsurf.protocol.recovery import certificates_of
 from crowdsurf.protocol.roster import Member, Resting
@@ -113,11 +113,6 @@ class Why:
                 "finding": _finding(found),
             }
         return plain
-
-
-def reason_name(reason: int) -> str:
-    """The name of a reason for a ban, as in every JSON answer."""
-    return Reason(reason).name.lower()
 
 
 def why_at_home(folder: Path, ending: str) -> Why:

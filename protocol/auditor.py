@@ -30,7 +30,7 @@ from crowdsurf.protocol.messages import (
 )
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.transcript import Transcript
-from crowdsurf.protocol.tribunal import Tribunal
+from crowdsurf.protocol.tribunal import Tribunal, no_case
 
 
 class Auditor:
@@ -59,10 +59,8 @@ class Auditor:
             raise Refusal(Code.EXPIRED, f"said in step {opened.envelope.step}, we are at {head.step}")
         if isinstance(opened.payload, Accusation):
             self._check(opened.payload, head)
-            if transcript is not None:
-                self.effects += self.tribunal.accuse(opened, head.roster, transcript.names_case)
-            else:
-                self.effects += self.tribunal.accuse(opened, head.roster)
+            named = transcript.names_case if transcript is not None else no_case
+            self.effects += self.tribunal.accuse(opened, head.roster, named)
             return
         try:
             self.tribunal.judge(opened)
@@ -103,12 +101,8 @@ class Auditor:
     def on_recomputed(self, found: WorkRecomputed, head: Head) -> None:
         """Another peer's work, as it should have been: accuse whoever this peer validates, judge who is accused."""
         record = self.tribunal.record(found.step)
-        for audit in record.audits if record is not None else ():
-            # The step it validates in may be over: late is better than never.
-            if record is not None and (audit.validator, audit.seed) == (self._me, found.seed):
-                commit = _commit_of(record, audit.target)
-                if commit is not None and commit.parts != found.parts:
-                    self._accuse(Accusation(audit.target, Reason.WRONG_GRADIENT, found.step), head)
+        if record is not None:
+            self._compare_work(record, found, head)
         for verdict in self.tribunal.recomputed(found):
             said = self._say(Kind.VERDICT, verdict.case, verdict, head)
             if said is not None:
@@ -162,6 +156,15 @@ class Auditor:
         return self.tribunal.messages(case)
 
     # --- what it says ------------------------------------------------------------------------------------
+
+    def _compare_work(self, record: Record, found: WorkRecomputed, head: Head) -> None:
+        """Whomever this peer was drawn to validate must have committed to what it found. The step it validates in may
+        be over: late is better than never."""
+        for audit in record.audits:
+            commit = _commit_of(record, audit.target)
+            is_mine = (audit.validator, audit.seed) == (self._me, found.seed)
+            if is_mine and commit is not None and commit.parts != found.parts:
+                self._accuse(Accusation(audit.target, Reason.WRONG_GRADIENT, found.step), head)
 
     def _compare_findings(self, record: Record, head: Head) -> None:
         """Whoever validated this peer's work in a step must have found just that work."""

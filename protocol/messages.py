@@ -62,6 +62,11 @@ class Reason(enum.IntEnum):
 REASONS = frozenset(int(reason) for reason in Reason)
 
 
+def reason_name(reason: int) -> str:
+    """The name of a reason for a ban, as JSON answers and sentences have it."""
+    return Reason(reason).name.lower()
+
+
 class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A contributor binds itself to its work before it sees anybody else's (BTARD, message 1): to its gradient, or, if
     it validates in this step, to what it found when it recomputed another's of the step before."""

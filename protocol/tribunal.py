@@ -23,7 +23,8 @@ from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Envelope, 
 from crowdsurf.protocol.roster import Roster
 
 
-def _no_case(name: bytes) -> bool:
+def no_case(name: bytes) -> bool:
+    """Whether a header that is to be judged rests on a case: there is none."""
     return False
 
 
@@ -103,7 +104,7 @@ class Tribunal:
 
     # --- what is said ------------------------------------------------------------------------------------
 
-    def accuse(self, opened: Opened, roster: Roster, named: Callable[[bytes], bool] = _no_case) -> list[RecomputeWork]:
+    def accuse(self, opened: Opened, roster: Roster, named: Callable[[bytes], bool] = no_case) -> list[RecomputeWork]:
         """Open a case; what has to be computed to judge it. `named` says whether a header that is to be judged rests on
         a case: such a one is always taken. Raises Refusal."""
         accusation = opened.payload

@@ -25,7 +25,7 @@ from crowdsurf.protocol.envelope import (
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId, digest
-from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Commit, Header, Kind, Reason, Verdict
+from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Commit, Header, Kind, Reason, Verdict, reason_name
 from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.sim.checker import Checker, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.host import Host
@@ -47,7 +47,7 @@ class NoHonestBan(Checker):
             for ban in effect.certificate.header.bans:
                 banned = host.world.hosts.get(PeerId(ban.peer))
                 if banned is not None and banned.honest:
-                    reason = Reason(ban.reason).name.lower()
+                    reason = reason_name(ban.reason)
                     self.report(host, f"honest peer {banned.number} is banned for {reason} in step {ban.step}")
 
 

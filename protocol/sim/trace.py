@@ -18,7 +18,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.messages import Ban, Kind, Reason
+from crowdsurf.protocol.messages import Ban, Kind, reason_name
 from crowdsurf.protocol.sim.host import EFFECT_TYPES, Host, Observer
 
 _EVENT_CODES = {
@@ -126,7 +126,7 @@ def _plain(host: Host, value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(host, item) for item in value]
     if isinstance(value, Ban):
-        return {"peer": _plain(host, value.peer), "reason": Reason(value.reason).name.lower(), "step": value.step}
+        return {"peer": _plain(host, value.peer), "reason": reason_name(value.reason), "step": value.step}
     if isinstance(value, Evidence):
         return _plain(host, value.ban)
     if hasattr(value, "payload"):

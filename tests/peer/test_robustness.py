@@ -10,7 +10,8 @@ import pytest
 
 from crowdsurf.peer import robustness
 from crowdsurf.peer.compute.rules import parse_rule
-from crowdsurf.peer.robustness import ATTACKS, RULES, Cell, Table, byzantine_of, cells_of, measure, page, read_cells
+from crowdsurf.peer.finished_cells import read_cells
+from crowdsurf.peer.robustness import ATTACKS, RULES, Cell, Table, byzantine_of, cells_of, measure, page
 from crowdsurf.peer.simulate import simulate
 from crowdsurf.peer.simulate_options import check_options, make_plan
 from crowdsurf.peer.workers import Job
@@ -92,7 +93,7 @@ async def test_a_line_that_was_cut_off_costs_one_cell(jobs: list[Job], tmp_path:
     file.write_bytes(file.read_bytes()[:-20])
     await measure(SMALL, file, 1, quiet)
     assert len(jobs) == 9
-    assert len(read_cells(file)) == 8
+    assert len(read_cells(file, Cell)) == 8
 
 
 async def test_results_of_another_table_are_not_taken(jobs: list[Job], tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ async def test_a_failed_simulation_is_said_and_not_kept(tmp_path: Path, monkeypa
     monkeypatch.setattr(robustness, "run_jobs", run)
     with pytest.raises(WorldError, match=r"6 simulations failed, .* it broke"):
         await measure(SMALL, tmp_path / "cells.jsonl", 1, quiet)
-    assert len(read_cells(tmp_path / "cells.jsonl")) == 2
+    assert len(read_cells(tmp_path / "cells.jsonl", Cell)) == 2
 
 
 def test_the_page_shows_means_and_extremes() -> None:
@@ -126,7 +127,7 @@ def test_lines_of_other_versions_are_left_out(tmp_path: Path) -> None:
     cell = Cell("mean", "none", 1, 0, 4, 10, 2)
     good = {name: getattr(cell, name) for name in Cell.__dataclass_fields__} | {"test_accuracy": 0.5}
     file.write_text("\n".join(["[]", "7", "{}", json.dumps(good), json.dumps(good)[:30]]))
-    assert read_cells(file) == {cell: {"test_accuracy": 0.5}}
+    assert read_cells(file, Cell) == {cell: {"test_accuracy": 0.5}}
 
 
 def test_an_unknown_rule_is_said() -> None:
