@@ -16,11 +16,12 @@ class Name(enum.StrEnum):
     """What can be measured."""
 
     STEP = "step"
+    SECURITY = "security"
     AGGREGATE = "aggregate"
     SIMULATE = "simulate"
 
 
-PEERS = {Name.STEP: 4, Name.AGGREGATE: 16, Name.SIMULATE: 0}
+PEERS = {Name.STEP: 4, Name.SECURITY: 8, Name.AGGREGATE: 16, Name.SIMULATE: 0}
 """Peers, unless the user says otherwise."""
 
 
@@ -36,7 +37,8 @@ def bench(
     name: Annotated[
         Name,
         typer.Argument(
-            help="step: a certified step beside a plain all-reduce. aggregate: robust rules beside plain ones. "
+            help="step: a certified step beside a plain all-reduce. security: a step beside one in which nobody signs, "
+            "projects or audits. aggregate: robust rules beside plain ones. "
             "simulate: a simulated message beside one through asyncio's queues."
         ),
     ],
@@ -61,6 +63,14 @@ def bench(
 
         plan = StepBench(peers=count, elements=elements, steps=steps, repeats=repeats, transport=transport.value)
         figures, show = uvloop.run(bench_step(plan, tell=console.print)), print_step
+    elif name is Name.SECURITY:
+        import uvloop
+
+        from crowdsurf.peer.bench import StepBench
+        from crowdsurf.peer.bench_security import bench_security
+
+        plan = StepBench(peers=count, elements=elements, steps=steps, repeats=repeats, transport=transport.value)
+        figures, show = uvloop.run(bench_security(plan, tell=console.print)), print_security
     elif name is Name.SIMULATE:
         from crowdsurf.peer.bench_simulate import SIZES, SimulateBench, bench_simulate
         from crowdsurf.peer.garbage import collect_rarely
@@ -115,6 +125,29 @@ def print_step(console: Console, figures: dict[str, Any]) -> None:
             if figures[key]
         )
         console.print(f"daemon {before} resident before its model {goal}; {rest}")
+
+
+def print_security(console: Console, figures: dict[str, Any]) -> None:
+    """The figures of `bench security` for people."""
+    from crowdsurf.peer.bench_security import BYTES_RATIO_GOAL, SECONDS_RATIO_GOAL
+
+    table = Table("", "median", "p10", "p90", "mean")
+    for title, side, key in (
+        ("checked step, seconds", "ours", "step_seconds"),
+        ("unchecked step, seconds", "baseline", "step_seconds"),
+        ("checked step, processor seconds of all", "ours", "cpu_seconds_per_step"),
+        ("unchecked step, processor seconds of all", "baseline", "cpu_seconds_per_step"),
+    ):
+        table.add_row(title, *_cells(figures[side][key]))
+    table.add_row("checked ÷ unchecked, block by block", *_cells(figures["ratio_spread"]))
+    console.print(table)
+    console.print(f"{figures['ratio']:.2f} times the time {_goal(figures, 'ratio', SECONDS_RATIO_GOAL, 'times')}")
+    control = [size(figures[side]["control_bytes_per_peer_and_step"]) for side in ("ours", "baseline")]
+    goal = _goal(figures, "bytes_ratio", BYTES_RATIO_GOAL, "times")
+    console.print(
+        f"{figures['bytes_ratio']:.4f} times the bytes {goal}: {control[0]} of control instead of {control[1]}"
+    )
+    console.print(f"{figures['audit_percent']:g} % of all work units are audits, as the manifest says")
 
 
 def print_aggregate(console: Console, figures: dict[str, Any]) -> None:

@@ -18,9 +18,15 @@ NOTES = {
     "dropped": "was dropped from the roster, unharmed, because it had missed too many steps in a row",
     "rests": "was left out for a while",
     "banned": "was banned",
-    "no_aggregate": "got a strike: the aggregate it had promised did not come",
+    "no_aggregate": "got a strike: the aggregate it had promised did not come, or counted for nothing",
     "no_finding": "got a strike: drawn by lot to recompute the work of another peer, it said that it could not",
     "no_nonce": "got a strike and has to rest: it did not open its nonce, so the step was void",
+}
+
+
+_PROOFS = {
+    int(Reason.FALSE_ACCUSATION): "that the proof it signed does not hold",
+    int(Reason.WRONG_AGGREGATE): "that what it signed does not add up",
 }
 
 
@@ -81,9 +87,8 @@ def _judgement(found: Judgement, alone: bool) -> Iterator[str]:
     if alone:
         yield _banned(Banned(found.ban, found.banned_in, found.votes, found.members))
     yield f"What it did: {_deed(found)}"
-    by_lot = ", which had been drawn by lot to recompute its work" if _is_validators_word(found) else ""
     if found.ban.reason != Reason.FALSE_ACCUSATION:
-        yield f"Who said so: {accuser}{by_lot}, in step {found.said_in}."
+        yield f"Who said so: {accuser}{_entitlement(found)}, in step {found.said_in}."
     yield f"Who decided: {_decision(found, accused)}"
     yield f"Checked here, just now, offline: {_checked(found)}"
     if found.audit is not None:
@@ -92,8 +97,16 @@ def _judgement(found: Judgement, alone: bool) -> Iterator[str]:
         yield f"Nothing is held against {accused}, which it accused."
 
 
-def _is_validators_word(found: Judgement) -> bool:
-    return found.audit is not None and found.audit.validator == found.accuser
+def _entitlement(found: Judgement) -> str:
+    """How the accuser came to know."""
+    if found.audit is None or found.audit.validator != found.accuser:
+        return ""
+    if found.charge != Reason.WRONG_PROJECTION:
+        return ", which had been drawn by lot to recompute its work"
+    whose = (
+        "whose part it is about" if found.audit.target == found.accuser else "which had been drawn by lot to check it"
+    )
+    return f", {whose}"
 
 
 def _deed(found: Judgement) -> str:
@@ -107,6 +120,16 @@ def _deed(found: Judgement) -> str:
             f"drawn by lot to recompute the work of another peer, it committed in step {ban.step} to something that "
             "the work does not give, so it had not recomputed it."
         )
+    if ban.reason == Reason.WRONG_AGGREGATE:
+        return (
+            f"as aggregator of a part in step {ban.step} it published numbers about its inputs that do not add up to "
+            "nothing, as those of the right aggregate do."
+        )
+    if ban.reason == Reason.WRONG_PROJECTION:
+        return (
+            f"as aggregator of a part in step {ban.step} it published something about the contribution of another peer "
+            "that is not so, which hides a wrong aggregate."
+        )
     if ban.reason == Reason.FALSE_ACCUSATION:
         what = "its proof proves nothing" if found.audit is None else "what it accused was right"
         return f"in step {found.said_in} it accused {accused} of {_words(found.charge)} in step {ban.step}, and {what}."
@@ -117,6 +140,8 @@ def _decision(found: Judgement, accused: str) -> str:
     if found.audit is None:
         if found.ban.reason == Reason.FALSE_ACCUSATION:
             return "nobody had to: its own signature is under an accusation that anybody can see to be false."
+        if found.ban.reason == Reason.WRONG_AGGREGATE:
+            return f"nobody had to: the numbers carry the signature of {accused}, and anybody can add them up."
         return f"nobody had to: both messages carry the signature of {accused}, and nobody else can make it."
     against = f"{found.verdicts_against} signed otherwise" if found.verdicts_against else "nobody signed otherwise"
     return (
@@ -131,10 +156,11 @@ def _checked(found: Judgement) -> str:
         f"that the header of step {found.banned_in} bans it for this ({found.votes} of {found.members} signatures)",
     ]
     if found.audit is None:
-        convicts = found.ban.reason != Reason.FALSE_ACCUSATION
-        parts.append("the two signatures that convict it" if convicts else "that the proof it signed does not hold")
+        parts.append(_PROOFS.get(found.ban.reason, "the two signatures that convict it"))
     else:
-        parts.append("that the lot of the certified beacon had put the accuser and the accused together")
+        about_a_line = found.charge == Reason.WRONG_PROJECTION
+        lot = "that the lot of the certified beacon had put the accuser and the accused together"
+        parts.append("that the accused signed it and the accuser could know" if about_a_line else lot)
         parts.append(f"the accusation and {found.verdicts + found.verdicts_against} verdicts of members")
         if found.commit is not None:
             parts.append("the commit that was judged")
@@ -150,6 +176,8 @@ def _work(found: Judgement) -> str:
         f"digest {digest_text(audit.state)}, anybody can repeat it: the gradient of {_name(audit.target)} for the work "
         f"unit {digest_text(audit.seed)}, cut into {audit.parts} parts."
     )
+    if found.charge == Reason.WRONG_PROJECTION:
+        return f"{text} Compared with the aggregate, it gives other numbers than those in the accusation."
     return text + _said(found, found.commit)
 
 

@@ -88,16 +88,16 @@ async def bench_step(plan: StepBench, tell: Callable[[str], None] = lambda text:
     load_before = os.getloadavg()[0]
     tell(f"starting {plan.peers} peers, each with two workers")
     with tempfile.TemporaryDirectory(prefix="crowdsurf-bench-") as folder:
-        async with _swarm(plan, Path(folder)) as peers:
-            facts = await _ask_all(peers, "ready", 0)
-            await _ask_all(peers, "connect", 0)
-            processes = _processes(peers, facts)
+        async with swarm(plan, Path(folder)) as peers:
+            facts = await ask_all(peers, "ready", 0)
+            await ask_all(peers, "connect", 0)
+            processes = processes_of(peers, facts)
             ours, plain, work_seconds = Side(), Side(), []
             for side, command in ((Side(), "ours"), (Side(), "plain")):
-                await _measure(peers, command, WARM_UP_STEPS[command], side, processes)
+                await measure(peers, command, WARM_UP_STEPS[command], side, processes)
             for number in range(1, plan.repeats + 1):
-                await _measure(peers, "ours", plan.steps, ours, processes)
-                work_seconds += await _measure(peers, "plain", plan.steps, plain, processes)
+                await measure(peers, "ours", plan.steps, ours, processes)
+                work_seconds += await measure(peers, "plain", plan.steps, plain, processes)
                 medians = [statistics.median(side.blocks[-1]) for side in (ours, plain)]
                 tell(f"block {number} of {plan.repeats}: {medians[0]:.3f} s a step, baseline {medians[1]:.3f} s")
             resident = _resident(plan, peers, facts)
@@ -107,10 +107,10 @@ async def bench_step(plan: StepBench, tell: Callable[[str], None] = lambda text:
     return {"bench": "step", **figures, **resident, **settings, "machine": machine}
 
 
-async def _measure(peers: Sequence[Peer], command: str, steps: int, side: Side, processes: set[int]) -> list[float]:
+async def measure(peers: Sequence[Peer], command: str, steps: int, side: Side, processes: set[int]) -> list[float]:
     """One block. Its steps' seconds go to `side`; the result is how long its work units took, where that is known."""
     before = cpu_seconds(processes)
-    answers = await _ask_all(peers, command, steps + 1)
+    answers = await ask_all(peers, command, steps + 1)
     after = cpu_seconds(processes)
     ends = [[end for end in step if end is not None] for step in zip(*(a["ends"] for a in answers), strict=True)]
     if not all(len(step) == len(peers) for step in ends):
@@ -123,7 +123,7 @@ async def _measure(peers: Sequence[Peer], command: str, steps: int, side: Side, 
     return [seconds for answer in answers for seconds in answer.get("work_seconds", ())[1:]]
 
 
-async def _ask_all(peers: Sequence[Peer], command: str, steps: int) -> list[dict[str, Any]]:
+async def ask_all(peers: Sequence[Peer], command: str, steps: int) -> list[dict[str, Any]]:
     try:
         async with asyncio.timeout(_ANSWER_SECONDS_MAX):
             return await asyncio.gather(*(peer.ask(command, steps) for peer in peers))
@@ -188,7 +188,7 @@ def cpu_seconds(processes: set[int]) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def _processes(peers: Sequence[Peer], facts: Sequence[dict[str, Any]]) -> set[int]:
+def processes_of(peers: Sequence[Peer], facts: Sequence[dict[str, Any]]) -> set[int]:
     """Every process that computes or moves bytes for either side."""
     helpers = (fact[name] for fact in facts for name in ("worker", "plain_worker", "p2pd"))
     return {peer.process_id for peer in peers} | {process for process in helpers if process is not None}
@@ -213,7 +213,7 @@ def _resident(plan: StepBench, peers: Sequence[Peer], facts: Sequence[dict[str, 
 # --- the peers -------------------------------------------------------------------------------------------------
 
 
-def bench_manifest(plan: StepBench, keys: Sequence[PeerKey]) -> Manifest:
+def bench_manifest(plan: StepBench, keys: Sequence[PeerKey], audit_rate: float = 0.0) -> Manifest:
     """A run of the digits task with a network of about `elements` parameters and one picture per work unit.
 
     h hidden units make h² + 76 h + 10 parameters. The learning rate is tiny so that the run never diverges; SGD is
@@ -228,23 +228,25 @@ def bench_manifest(plan: StepBench, keys: Sequence[PeerKey]) -> Manifest:
         "work.micro_batch_samples": 1,
         "optimizer.name": "sgd",
         "optimizer.learning_rate": 1e-6,
-        "audit.rate": 0.0,  # what audits cost is computing, as much as the organizer chose
+        "audit.rate": audit_rate,
     }
     founders = [key.peer_id for key in keys]
     return load_config("digits").build(founders[0], founders, Digest(b""), **overrides)
 
 
 @contextlib.asynccontextmanager
-async def _swarm(plan: StepBench, folder: Path) -> AsyncIterator[Sequence[Peer]]:
-    """All peers, ready for commands."""
+async def swarm(
+    plan: StepBench, folder: Path, audit_rate: float = 0.0, signed: bool = True, baseline: bool = True
+) -> AsyncIterator[Sequence[Peer]]:
+    """All peers, ready for commands; with a baseline beside each, or without."""
     homes = [folder / f"peer-{index}" for index in range(plan.peers)]
     keys = [PeerKey.load_or_create(home / KEY_FILE) for home in homes]
-    manifest = bench_manifest(plan, keys)
+    manifest = bench_manifest(plan, keys, audit_rate)
     async with contextlib.AsyncExitStack() as stack:
         if plan.transport == "memory":
-            swarm = MemorySwarm()
+            memory = MemorySwarm()
             opened = [
-                BenchPeer.open(manifest, swarm.place(manifest, home, key))
+                BenchPeer.open(manifest, memory.place(manifest, home, key), signed, baseline)
                 for home, key in zip(homes, keys, strict=True)
             ]
             yield [_LocalPeer(await stack.enter_async_context(peer)) for peer in opened]
@@ -256,7 +258,9 @@ async def _swarm(plan: StepBench, folder: Path) -> AsyncIterator[Sequence[Peer]]
         children: list[Peer] = []
         for home, at in zip(homes, listen, strict=True):
             save_manifest(run_folder(home, run_id), manifest)
-            children.append(await stack.enter_async_context(_child(home, invite, at)))
+            options = [] if signed else ["--unsigned"]
+            options += [] if baseline else ["--alone"]
+            children.append(await stack.enter_async_context(_child(home, invite, at, options)))
         yield children
 
 
@@ -296,9 +300,9 @@ class _ChildPeer:
 
 
 @contextlib.asynccontextmanager
-async def _child(home: Path, invite: str, listen: str) -> AsyncIterator[_ChildPeer]:
+async def _child(home: Path, invite: str, listen: str, options: Sequence[str]) -> AsyncIterator[_ChildPeer]:
     """Start a peer's process, and end it: the end of its input is its sign to stop."""
-    arguments = ["--home", str(home), "--invite", invite, "--listen", listen]
+    arguments = ["--home", str(home), "--invite", invite, "--listen", listen, *options]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "crowdsurf.peer.bench_peer", *arguments),

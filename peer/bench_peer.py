@@ -13,6 +13,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from crowdsurf.peer.discovery import AddressBook
 from crowdsurf.peer.driver import Parts
 from crowdsurf.peer.invite import decode_invite
 from crowdsurf.peer.journal import Journal
-from crowdsurf.peer.keys import verify
+from crowdsurf.peer.keys import PeerKey, verify
 from crowdsurf.peer.launch import p2pd_place
 from crowdsurf.protocol import effects
 from crowdsurf.protocol.errors import CrowdsurfError, WorldError
-from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.ids import SIGNATURE_BYTES, PeerId
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.node import Node
 
@@ -82,14 +83,36 @@ class GatedDaemon(Daemon):
     ) -> Parts:
         parts = await super()._assemble(stack, node, journal, client, info)
         self.worker_process_id = client.process_id
-        work = parts.duties.work
+        work, recompute = parts.duties.work, parts.duties.recompute
 
-        async def gated(effect: effects.ComputeWork) -> None:
+        async def gated_work(effect: effects.ComputeWork) -> None:
             await self._gate.pass_through(effect.step)
             await work(effect)
 
-        parts.duties.work = gated  # type: ignore[method-assign]
+        async def gated_recompute(effect: effects.RecomputeWork) -> None:
+            if effect.finder == node.me:  # its step's work, of a validator
+                await self._gate.pass_through(node.chain.head.step)
+            await recompute(effect)
+
+        parts.duties.work = gated_work  # type: ignore[method-assign]
+        parts.duties.recompute = gated_recompute  # type: ignore[method-assign]
         return parts
+
+
+class BlankKey(PeerKey):
+    """A peer's key that signs nothing, to see what signatures cost."""
+
+    def __init__(self, key: PeerKey) -> None:
+        vars(self).update(vars(key))
+
+    def sign(self, message: bytes) -> bytes:
+        """As long as a signature."""
+        return bytes(SIGNATURE_BYTES)
+
+    @staticmethod
+    def believe(peer: PeerId, message: bytes, signature: bytes) -> bool:
+        """What stands in for verifying."""
+        return True
 
 
 class BenchPeer:
@@ -106,9 +129,14 @@ class BenchPeer:
 
     @staticmethod
     @contextlib.asynccontextmanager
-    async def open(manifest: Manifest, place: Place) -> AsyncIterator[BenchPeer]:
-        """Start both sides, each with a worker of its own. Whatever ends the daemon ends the block it is used in."""
+    async def open(
+        manifest: Manifest, place: Place, signed: bool = True, baseline: bool = True
+    ) -> AsyncIterator[BenchPeer]:
+        """Start both sides, each with a worker of its own. Whatever ends the daemon ends the block it is used in.
+        Without a baseline there is only one side."""
         gate = Gate()
+        if not signed:
+            place = replace(place, key=BlankKey(place.key), verify=BlankKey.believe)
         daemon = GatedDaemon(manifest, place, gate)
         client = ComputeClient(place.threads, WORKER_MODULE)
         peer = BenchPeer(place, daemon, gate, client)
@@ -117,9 +145,11 @@ class BenchPeer:
                 running = group.create_task(daemon.run(), name="daemon")
                 async with asyncio.timeout(READY_SECONDS_MAX):
                     await gate.reached(0)
-                    peer._plain = PlainReducer(place.transport, client, await client.start(manifest, "cpu"), manifest)
-                    await client.load_initial()
-                    await peer._plain.start()
+                    if baseline:
+                        info = await client.start(manifest, "cpu")
+                        peer._plain = PlainReducer(place.transport, client, info, manifest)
+                        await client.load_initial()
+                        await peer._plain.start()
                 yield peer
                 running.cancel()
         except* CrowdsurfError as failed:
@@ -194,7 +224,7 @@ def resident_bytes(process: int | str) -> int | None:
     return int(found[0][1]) * 1024 if found else None
 
 
-async def serve_lines(home: Path, invite_text: str, listen: str) -> None:
+async def serve_lines(home: Path, invite_text: str, listen: str, signed: bool, baseline: bool) -> None:
     """Be one peer over p2pd: a JSON command per line on standard input, a JSON answer per line on standard output."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -204,7 +234,10 @@ async def serve_lines(home: Path, invite_text: str, listen: str) -> None:
     book.add_full(invite.addresses)
     addresses = {peer: book.of(peer) for peer in book.peers()}
     config = NodeConfig(home=str(home), listen=(listen,), device="cpu")
-    async with p2pd_place(invite, config) as (manifest, place), BenchPeer.open(manifest, place) as peer:
+    async with (
+        p2pd_place(invite, config) as (manifest, place),
+        BenchPeer.open(manifest, place, signed, baseline) as peer,
+    ):
         while line := await reader.readline():
             request = json.loads(line)
             answer = await peer.answer(request["command"], request["steps"], addresses)
@@ -219,9 +252,12 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--invite", required=True)
     parser.add_argument("--listen", required=True)
+    parser.add_argument("--unsigned", action="store_true", help="sign nothing and believe everything")
+    parser.add_argument("--alone", action="store_true", help="no baseline beside the daemon")
     arguments = parser.parse_args()
     try:
-        uvloop.run(serve_lines(arguments.home, arguments.invite, arguments.listen))
+        signed, baseline = not arguments.unsigned, not arguments.alone
+        uvloop.run(serve_lines(arguments.home, arguments.invite, arguments.listen, signed, baseline))
     except CrowdsurfError as error:
         sys.exit(f"a peer of the benchmark failed: {error}")
 

@@ -51,6 +51,8 @@ class _StepMemory:
 
     parts: int
     gradient: _Memory | None = None
+    has_gradient: bool = False
+    """Whether the work unit in it is complete."""
     aggregate: _Memory | None = None
     inboxes: dict[int, _Memory] = field(default_factory=dict)
     beside: list[_Memory] = field(default_factory=list)
@@ -86,12 +88,15 @@ class BlobStore:
         memory = self._step(step, parts)
         if memory.gradient is None:
             memory.gradient = self._take(self._elements * ELEMENT_BYTES)
+        memory.has_gradient = False
         return memory.gradient.segment
 
     def own_gradient(self, step: int) -> Segment | None:
-        """The gradient this peer computed in a recent step."""
+        """The gradient this peer computed in a recent step; None if it has not, or not to the end."""
         memory = self._steps.get(step)
-        return memory.gradient.segment if memory is not None and memory.gradient is not None else None
+        if memory is None or memory.gradient is None or not memory.has_gradient:
+            return None
+        return memory.gradient.segment
 
     def keep_inputs_secret(self, step: int) -> None:
         """A step is over: its gradients, ours and those we aggregated, are lent to nobody any more, because from now on
@@ -109,6 +114,7 @@ class BlobStore:
         for digest, (start, stop) in zip(digests, part_ranges(self._elements, len(digests)), strict=True):
             place = Place(memory.gradient, start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES)
             self._hold(step, digest, place)
+        memory.has_gradient = True
 
     def expect_part(self, effect: ExpectPart) -> None:
         """Make an inbox row for a contributor's part."""
@@ -226,6 +232,23 @@ class BlobStore:
         if step in self._steps:
             self._expected.pop(digest, None)
             self._hold(step, digest, place)
+
+    def place_of(self, digest: Digest) -> Place:
+        """Where held bytes are. Raises KeyError if they are not held."""
+        return self._held[digest]
+
+    def aggregates(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, tuple[bytes, ...]]:
+        """The aggregates of a step where an averaged gradient has them, and the names of those that are there: empty
+        for one that is not held, or that has not the size of its part. Raises KeyError for a step without memory."""
+        if step not in self._steps:
+            raise KeyError(step)
+        sizes = [(stop - start) * ELEMENT_BYTES for start, stop in part_ranges(self._elements, len(parts))]
+        places = [self._held.get(Digest(name)) for name in parts]
+        there = tuple(
+            name if place is not None and place.nbytes == nbytes else b""
+            for name, place, nbytes in zip(parts, places, sizes, strict=True)
+        )
+        return self.averaged_gradient(step, there)[0], there
 
     def averaged_gradient(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, list[tuple[int, int]]]:
         """The averaged gradient these parts make, and the element ranges of void ones, where it holds anything.

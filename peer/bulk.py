@@ -173,6 +173,7 @@ class Bulk:
             raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes that nobody here asked for")
         if await receive_blob(stream, self.blobs, digest, nbytes):
             self.metrics.part_bytes_received += nbytes
+        if self.blobs.holds(digest):  # also if they were here before, as the bytes of something else
             await self._post(events.BlobArrived(digest))
 
 

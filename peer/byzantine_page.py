@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crowdsurf.peer.byzantine import BORNE, NONE, TABLES, Cell, Study, cells_of
+from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.sim import theory
 from crowdsurf.protocol.sim.adversaries import ATTACKS, has_effect
 
@@ -64,7 +65,7 @@ class Results:
     def law(self, validators: int, lag: int) -> list[float]:
         """Of the time until all are caught. Their share is fixed, so there are fewer validators in a smaller group."""
         study = self.study
-        rate = validators / study.peers
+        rate = rate_of(validators, study.peers)
         return theory.ban_times(study.peers, study.byzantine, audit_rate=rate, lag=lag, idle_validators=True)
 
 
@@ -305,19 +306,19 @@ def _withholding(results: Results) -> Iterator[str]:
             f"{(rate - expected) / error:+.1f} |"
         )
     yield ""
-    yield "The last goal is no audit: a void step draws none, but its beacon still deals the next step's duties (who"
-    yield "proposes, who aggregates which part). Giving up one identity there is a choice among as many beacons as"
-    yield "there are colluders, more than the one rerun of the theory; the row's theory counts them all."
+    yield "The last goal is no audit: the beacon of a void step, the same whoever made it void, still deals the"
+    yield "next step's duties. Who is left out shifts the others' places by one; the row's theory counts that."
     yield ""
-    yield "Nor is a withheld nonce a ban. Colluders that all cheat, withhold whenever one would be found, and join"
-    yield "again as soon as they may, are never banned; rests that double are what ends it:"
+    yield "A nonce that is kept back postpones an audit and does not prevent it: three others look at that work as"
+    yield "soon as there is a beacon again. Colluders that all cheat, withhold whenever one would be found, and join"
+    yield "again as soon as they may, until all of them are banned:"
     yield ""
-    yield "| validators | steps | void steps | colluders whose gradient counts, mean |"
+    yield "| validators | steps until all are banned, mean | void steps | forged gradients that counted, mean |"
     yield "|---|---|---|---|"
     for game in results.draws.get("lasting", ()):
         yield (
-            f"| {game['validators']} of {game['peers']} | {game['steps']} | {game['void']:.0%} | "
-            f"{game['members']:.1f} of {game['byzantine']} |"
+            f"| {game['validators']} of {game['peers']} | {game['steps']:.0f} | {game['void']:.0%} | "
+            f"{game['gradients']:.0f} |"
         )
 
 

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from crowdsurf.protocol import assignment, beacon
-from crowdsurf.protocol.chain import Head, following_audits, following_roster
+from crowdsurf.protocol.chain import Head, beacon_after, following_audits, following_roster, owed_after
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Ban, Header, Reason, bitmap_of
 from crowdsurf.protocol.roster import founding_roster
@@ -28,6 +30,7 @@ EVENT = 0.05
 """Probability of the event that `event` is after."""
 MISSED_STEPS_MAX = 5
 FILE = "draws.json"
+LASTING_TRIALS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,18 @@ class Table:
             contributors=bitmap_of(list(range(size)), size),
             parts=(anything if all(opened) else b"",) * size,
             nonces=opened,
-            beacon=beacon.next_beacon(head.beacon, opened),
+            beacon=bytes(32),
             joined=joined,
             left=(),
             next_roster=b"",
             excused=bytes((size + 7) // 8),
             bans=tuple(Ban(peer, Reason.WRONG_GRADIENT, head.step, anything) for peer in sorted(banned)),
         )
+        header = msgspec.structs.replace(header, beacon=beacon_after(head.beacon, header))
         roster = following_roster(head, header, MISSED_STEPS_MAX)
-        audits = following_audits(head, header, roster, self.game.validators / self.game.peers)
-        return Head(head.step + 1, name_of(head.previous), roster, Digest(header.beacon), audits)
+        audits = following_audits(head, header, roster, assignment.rate_of(self.game.validators, self.game.peers))
+        drawn, owed = Digest(header.beacon), owed_after(head, header)
+        return Head(head.step + 1, name_of(head.previous), roster, drawn, audits, owed=owed)
 
     def caught(self, head: Head) -> list[PeerId]:
         """Colluders whose work an honest member will recompute."""
@@ -94,8 +99,14 @@ class Table:
 
 def dodge(table: Table) -> bool:
     """All colluders cheat; whenever that would be found, one of those who would be caught keeps its nonce, so that the
-    step is void. Whether the step that counts in the end catches nobody."""
-    return _rerun(table, lambda head: not table.caught(head), lambda head: table.caught(head)[0])
+    step is void; for one that has done so before another one. Whether the step that counts in the end catches nobody,
+    work that was done in the void ones included."""
+
+    def victim(head: Head) -> PeerId:
+        still = table.colluders & set(table.head.roster.peers)
+        return next((peer for peer in table.caught(head) if peer in still), min(still))
+
+    return _rerun(table, lambda head: not table.caught(head), victim)
 
 
 def event(table: Table) -> bool:
@@ -120,14 +131,14 @@ def _rerun(table: Table, wanted: Callable[[Head], bool], victim: Callable[[Head]
 
 
 def proposer(table: Table) -> bool:
-    """One colluder may keep its nonce, whichever is best: whether a colluder is the next step's first proposer. A void
-    step draws no audit, but the next step's duties are dealt by its beacon."""
+    """One colluder may keep its nonce, whichever is best: whether a colluder is the next step's first proposer. Whoever
+    does so, the beacon of the void step is the same; but the member that is left out shifts the others' places."""
     nonces = table.nonces()
     heads = [table.after(nonces)]
     if table.game.identities:
         for peer in sorted(table.colluders):
             heads.append(table.after({other: nonce for other, nonce in nonces.items() if other != peer}))
-    firsts = (head.roster.peers[assignment.proposers(head.beacon, head.roster)[0]] for head in heads)
+    firsts = (head.roster.peers[assignment.proposers(head.beacon, head.roster, head.step)[0]] for head in heads)
     return any(peer in table.colluders for peer in firsts)
 
 
@@ -142,24 +153,30 @@ def detection(table: Table) -> int:
     return draws
 
 
-def lasting(table: Table, steps: int) -> tuple[int, int]:
-    """All colluders cheat as long as they are members, keep a nonce whenever it would be found, and join again as soon
-    as they may: (steps of so many that were not void, gradients of colluders in those). None of them is ever banned."""
-    counted = gradients = 0
-    for _ in range(steps):
+def lasting(table: Table, steps_max: int = 2000) -> tuple[int, int, int]:
+    """All colluders cheat as long as they are members, keep a nonce whenever that would be found, and join again as
+    soon as they may, until all of them are banned: (steps, void ones among them, gradients in the others)."""
+    void = gradients = step = 0
+    banned: set[PeerId] = set()
+    while banned != table.colluders and step < steps_max:
+        step += 1
         roster, nonces = table.head.roster, table.nonces()
         out = table.colluders - set(roster.peers) - roster.kept_out(table.head.step + 1)
         joined = tuple(sorted(PeerId(peer) for peer in out))
         head = table.after(nonces, joined=joined)
-        caught = table.caught(head)
-        if caught:
-            del nonces[caught[0]]
+        caught, still = table.caught(head), table.colluders & set(roster.peers)
+        if caught and still:
+            void += 1
+            victim = next((peer for peer in caught if peer in still), min(still))
+            del nonces[victim]
             head = table.after(nonces, joined=joined)
         else:
-            counted += 1
-            gradients += len(table.colluders & set(roster.peers))
+            gradients += len(still)
+            new = tuple(set(caught) - banned)
+            banned |= set(new)
+            head = table.after(nonces, new, tuple(peer for peer in joined if peer not in new))
         table.head = head
-    return counted, gradients
+    return step, void, gradients
 
 
 STRATEGIES: dict[str, Callable[[Table], bool]] = {"dodge": dodge, "event": event, "proposer": proposer}
@@ -170,17 +187,38 @@ def expected(game: Game) -> float:
     if game.strategy == "event":
         return theory.rerun_probability(EVENT, game.identities)
     if game.strategy == "proposer":
-        first, later = game.byzantine / game.peers, (game.byzantine - 1) / (game.peers - 1)
-        return 1 - (1 - first) * (1 - later) ** (game.byzantine if game.identities else 0)
-    # The group shrinks with every sacrifice, and with it changes what the next draw catches.
-    draws = range(game.identities + 1)
-    return 1 - math.prod(
-        1 - theory.catch_distribution(game.peers - k, game.byzantine - k, _audits(game, k))[0] for k in draws
-    )
+        first = 1 - game.byzantine / game.peers
+        return 1 - first * (1 - _best_place(game.peers, game.byzantine) if game.identities else 1.0)
+    # The group shrinks with every sacrifice, and all that was sacrificed is looked at in every later draw.
+    return 1 - math.prod(1 - _clean(game, k) for k in range(game.identities + 1))
 
 
-def _audits(game: Game, sacrificed: int) -> int:
-    return assignment.validators_of(game.peers - sacrificed, game.validators / game.peers)
+def _best_place(n: int, b: int) -> float:
+    """The probability that a colluder comes first in the order of n - 1, if the one left out is chosen among them: the
+    first place falls on one of two neighbours, the second one if who is left out stands before it."""
+    rest, hits = n - 2, 0
+    for place in range(n - 1):
+        both = math.comb(rest, b - 2)
+        former = math.comb(rest, b - 1) - math.comb(place, b - 1)
+        latter = math.comb(rest, b - 1) - math.comb(rest - place, b - 1)
+        hits += both + former + latter
+    return hits / (n - 1) / math.comb(n, b)
+
+
+def _clean(game: Game, sacrificed: int) -> float:
+    """The probability that a draw after so many sacrifices catches nobody: no honest validator has a colluder to look
+    at, and everybody that looks at what the sacrificed ones did is a colluder."""
+    n, b = game.peers - sacrificed, game.byzantine - sacrificed
+    m = assignment.validators_of(n, assignment.rate_of(game.validators, game.peers))
+    more = min(assignment.OWED_VALIDATORS * sacrificed, n // 2 - m)
+    total = 0.0
+    for colluding in range(max(0, m - (n - b)), min(m, b) + 1):
+        honest = m - colluding
+        drawn = math.comb(b, colluding) * math.comb(n - b, honest) / math.comb(n, m)
+        spared = math.prod((n - b - honest - k) / (n - m - k) for k in range(honest))
+        owed = math.comb(b - colluding, more) / math.comb(n - m, more)
+        total += drawn * max(0.0, spared) * owed
+    return total
 
 
 GAMES = (
@@ -197,12 +235,12 @@ def play(game: Game) -> dict[str, Any]:
     return asdict(game) | {"hits": hits, "expected": expected(game)}
 
 
-def play_lasting(validators: int, steps: int, trials: int, seed: int = 0) -> dict[str, Any]:
-    """How much of a long run is left to the others, and how many colluders are in it, if they never risk a ban."""
+def play_lasting(validators: int, trials: int, seed: int = 0) -> dict[str, Any]:
+    """How long colluders last, and what it costs the others, if they dodge every audit they can."""
     game = Game("lasting", validators=validators, trials=trials, seed=seed)
-    played = [lasting(Table(game, trial), steps) for trial in range(trials)]
-    counted, gradients = (sum(figures) for figures in zip(*played, strict=True))
-    return asdict(game) | {"steps": steps, "void": 1 - counted / (steps * trials), "members": gradients / counted}
+    played = [lasting(Table(game, trial)) for trial in range(trials)]
+    steps, void, gradients = (sum(figures) for figures in zip(*played, strict=True))
+    return asdict(game) | {"steps": steps / trials, "void": void / steps, "gradients": gradients / trials}
 
 
 def detection_times(validators: int, runs: int, seed: int = 0) -> list[int]:
@@ -211,16 +249,13 @@ def detection_times(validators: int, runs: int, seed: int = 0) -> list[int]:
     return [detection(Table(game, trial)) for trial in range(runs)]
 
 
-LASTING_STEPS = (50, 200, 1000)
-
-
 def measure(folder: Path, validators: tuple[int, ...], games: tuple[Game, ...] = GAMES, runs: int = 2000) -> None:
     """Play all games, and for each number of validators the long run and so many detection times; keep everything in
     the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {
         "games": [play(game) for game in games],
-        "lasting": [play_lasting(number, steps, 50) for number in validators for steps in LASTING_STEPS],
+        "lasting": [play_lasting(number, LASTING_TRIALS) for number in validators],
         "detection": {str(number): detection_times(number, runs) for number in validators},
     }
     (folder / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")

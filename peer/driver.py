@@ -210,6 +210,10 @@ class Driver:
                 self._start(parts.duties.finding(effect))
             case effects.AggregatePart():
                 self._start(parts.duties.aggregate(effect))
+            case effects.ProjectPart():
+                self._start(parts.duties.project(effect))
+            case effects.CheckAggregates():
+                self._start(parts.duties.check_aggregates(effect))
             case effects.ApplyUpdate():
                 self._start(parts.duties.apply(effect))
             case _:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.links import Post
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.assignment import ELEMENT_BYTES, aggregation_seed, part_ranges
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, aggregation_seed, part_ranges, projection_seed
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, finding_digest
 from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.projection import clipping_of
 
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import LiveBody
@@ -69,6 +71,7 @@ class Duties:
         self._pool = pool
         self._post = post
         self._evaluate_steps = evaluate_steps
+        self._clipping = clipping_of(manifest)
         self._cancellations = 0
         self._deaths = 0
         self._restarting = asyncio.Lock()
@@ -116,7 +119,8 @@ class Duties:
             return  # from the initial state of a new worker
         self._deaths = 0
         self._blobs.add_own_parts(effect.step, result.part_digests)
-        await self._post(events.WorkDone(effect.step, result.part_digests, result.loss, result.samples))
+        done = events.WorkDone(effect.step, result.part_digests, result.loss, result.samples, result.norms)
+        await self._post(done)
 
     async def recompute(self, effect: effects.RecomputeWork) -> None:
         """Compute another peer's work unit of a past step, for an audit or a case."""
@@ -127,10 +131,20 @@ class Duties:
         generation = self._generation
         segment = self._pool.take(self._info.vector_elements * ELEMENT_BYTES)
         try:
-            ranges = part_ranges(self._info.vector_elements, effect.parts)
-            found = await self._client.recompute(effect.state, effect.seed, ranges, segment, effect.finder)
+            found = await self._client.recompute(
+                effect.state,
+                effect.seed,
+                part_ranges(self._info.vector_elements, effect.parts),
+                segment,
+                effect.finder,
+                effect.aggregates if self._clipping is not None else (),
+                self._clipping.radius if self._clipping is not None else math.inf,
+                effect.beacon,
+            )
             finding = found.finding if self.liar is None else self.liar.finding(effect, found.finding)
-            event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, found.part_digests, finding)
+            event = events.WorkRecomputed(
+                effect.step, effect.seed, effect.finder, found.part_digests, finding, found.norms, found.lines
+            )
         except StateForgotten as error:
             log.info("a work unit of step %d cannot be checked here: %s", effect.step, error)
         except WorkFailed:
@@ -195,6 +209,53 @@ class Duties:
         included = tuple(member for row, (member, _) in enumerate(effect.inputs) if row not in excluded)
         done = events.PartAggregated(effect.step, effect.cut, effect.part, digest, included)
         await self._post(done)
+
+    async def project(self, effect: effects.ProjectPart) -> None:
+        """Work out what there is to say about an aggregate of ours; nothing where its memory is gone."""
+        if self._restarting.locked() or self._clipping is None:
+            return
+        generation = self._generation
+        try:
+            segment, rows = self._blobs.rows(effect.step, effect.part, effect.inputs)
+            place = self._blobs.place_of(effect.aggregate)
+            elements, output = place.nbytes // ELEMENT_BYTES, place.memory.segment
+            seed = projection_seed(effect.beacon, effect.part)
+            with self._blobs.using(segment), self._blobs.using(output):
+                radius = self._clipping.radius
+                found = await self._client.project(segment, rows, elements, output, place.offset, radius, seed)
+        except KeyError:
+            return  # the step is over, and its memory is gone
+        except WorkFailed as error:
+            log.warning("part %d of step %d counts for nothing: %s", effect.part, effect.step, error)
+            return
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        name, cut = effect.aggregate, effect.cut
+        done = events.PartProjected(effect.step, cut, effect.part, name, found.norm, found.lines)
+        said = done if self.liar is None else self.liar.projected(effect, done)
+        if said is not None:
+            await self._post(said)
+
+    async def check_aggregates(self, effect: effects.CheckAggregates) -> None:
+        """Work out what others must say about our own gradient, and keep what they aggregated for later cases."""
+        if self._restarting.locked() or self._clipping is None:
+            return
+        generation = self._generation
+        try:
+            segment, there = self._blobs.aggregates(effect.step, effect.aggregates)
+        except KeyError:
+            return  # the step is over, and its memory is gone
+        gradient = self._blobs.own_gradient(effect.step)
+        try:
+            with self._blobs.using(segment), self._blobs.using(gradient or segment):
+                ranges = part_ranges(self._info.vector_elements, len(there))
+                radius, beacon = self._clipping.radius, effect.beacon
+                found = await self._client.check(effect.step, there, ranges, radius, beacon, segment, gradient)
+        except WorkerDied as error:
+            await self.recover(generation, str(error))
+            return
+        await self._post(events.AggregatesChecked(effect.step, there, found.lines, found.norms))
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:
         """Apply a certified step to the state, and keep its update on disk."""

@@ -178,3 +178,12 @@ class LiveBody:
             return right
         elements = place.nbytes // ELEMENT_BYTES
         return await self._client.distort(place.memory.segment, place.offset, elements, wrong.strength, wrong.salt)
+
+    def projected(self, effect: effects.ProjectPart, honest: events.PartProjected) -> events.PartProjected | None:
+        """What its node is told about an aggregate of its own; None if it speaks for itself instead."""
+        said = self._adversary.projected(self, effect, honest)
+        if isinstance(said, events.PartProjected):
+            return said
+        for action in said:
+            self.carry_out_later(0.0, action)
+        return None

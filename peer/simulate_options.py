@@ -16,6 +16,7 @@ import msgspec
 
 from crowdsurf.peer.config import load_config
 from crowdsurf.protocol import limits
+from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest
@@ -180,7 +181,7 @@ def make_plan(options: SimulateOptions, overrides: Mapping[str, Any]) -> tuple[P
     names = options.task == "names"
     manifest = plain_manifest(plan, steps) if names else _learning_manifest(plan, steps, options, overrides)
     if options.validators is not None:
-        audit = msgspec.structs.replace(manifest.audit, rate=options.validators / plan.peers)
+        audit = msgspec.structs.replace(manifest.audit, rate=rate_of(options.validators, plan.peers))
         manifest = msgspec.structs.replace(manifest, audit=audit)
     return plan, manifest
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from crowdsurf.protocol.assignment import part_bytes
-from crowdsurf.protocol.effects import CancelWork, Effect, ExpectPart, SendBlob
+from crowdsurf.protocol.cases import objection_to
+from crowdsurf.protocol.deadlines import Timing
+from crowdsurf.protocol.effects import AggregatePart, CancelWork, Effect, ExpectPart, SendBlob
+from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Cut
-from crowdsurf.protocol.outcome import StepFacts
-from crowdsurf.protocol.transcript import Transcript
+from crowdsurf.protocol.messages import Accusation, Cut, Projection
+from crowdsurf.protocol.outcome import StepFacts, enough_reveals, opened_beacon
+from crowdsurf.protocol.scrutiny import Scrutiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +32,26 @@ class Schedule:
     parts: float
     aggregates: float
     reveals: float
+    projections: float
+    """The same as `reveals` where none are published."""
     outcome: float
 
 
-def lay_out(now: float, transfer_seconds: float, delivery_seconds: float) -> Schedule:
+def lay_out(now: float, transfer_seconds: float, delivery_seconds: float, is_checked: bool = False) -> Schedule:
     """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence
-    twice the transfer time for aggregates; each later phase adds one delivery."""
+    twice the transfer time for aggregates; each later phase adds one delivery. Projections take work that grows with
+    the parts, as their transfer does."""
     aggregates = now + 2 * transfer_seconds
+    reveals = aggregates + delivery_seconds
+    projections = reveals + (transfer_seconds + delivery_seconds if is_checked else 0.0)
     return Schedule(
         accepted=now,
         pull=now + transfer_seconds / 2,
         parts=now + transfer_seconds,
         aggregates=aggregates,
-        reveals=aggregates + delivery_seconds,
-        outcome=aggregates + 5 * delivery_seconds,
+        reveals=reveals,
+        projections=projections,
+        outcome=projections + 4 * delivery_seconds,
     )
 
 
@@ -59,8 +68,9 @@ class AcceptedCut:
     """A cut whose commits are all held, seen by one member."""
 
     def __init__(
-        self, facts: StepFacts, transcript: Transcript, me: PeerId, name: Digest, cut: Cut, schedule: Schedule
+        self, holdings: Holdings, me: PeerId, name: Digest, cut: Cut, schedule: Schedule, timing: Timing
     ) -> None:
+        facts = holdings.facts
         self.name = name
         self.cut = cut
         self.schedule = schedule
@@ -70,15 +80,22 @@ class AcceptedCut:
         self.aggregating: set[int] = set()
         """Parts whose aggregation this member has started."""
         self._facts = facts
+        self._timing = timing
         self._me = me
-        self._transcript = transcript
+        self._transcript, self._blobs, self._scrutiny = holdings.transcript, holdings.blobs, holdings.scrutiny
         self.inputs = self._my_inputs(facts)
         # What is still open, last first: what has come stays, so it is dropped from the end and not looked at again.
         self._open_inputs = self.inputs[::-1]
         self._open_parts = list(range(len(self.duties)))[::-1]
         self._open_reveals = list(self.contributors[::-1])
+        self._beacon: Digest | None = None
+        self._fixed: dict[int, Digest] = {}
+        """The aggregate of every part, if it was fixed before the beacon was known."""
+        self._reveals_heard = 0
+        self._looked_at: set[int] = set()
+        self._unjudged: set[int] = set()
 
-    def opening(self, blobs: set[bytes], elements: int) -> list[Effect]:
+    def opening(self, elements: int) -> list[Effect]:
         """What a member does first: push its parts to their aggregators and expect those it aggregates; whoever is not
         in the cut stops working."""
         step, parts = self._facts.head.step, len(self.duties)
@@ -88,13 +105,25 @@ class AcceptedCut:
             effects.append(CancelWork(step))
         elif mine is not None and mine.parts:
             for part, aggregator in enumerate(self.duties):
-                if aggregator != self._me and mine.parts[part] in blobs:
+                if aggregator != self._me and mine.parts[part] in self._blobs:
                     effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
         for item in self.inputs:
-            if item.digest not in blobs:
+            if item.digest not in self._blobs:
                 size = part_bytes(elements, parts, item.part)
                 effects.append(ExpectPart(step, item.part, parts, item.member, item.digest, size))
         return effects
+
+    def to_aggregate(self, gone: set[PeerId]) -> list[Effect]:
+        """Aggregate every part of this member's own that it has not begun with, from the inputs that are here; what is
+        still awaited is given up."""
+        self._timing.parts.waited_in_vain({item.peer for item in self.parts_lacking(gone)})
+        rows: dict[int, list[tuple[int, Digest]]] = {}
+        for item in self.inputs:
+            if item.digest in self._blobs and item.part not in self.aggregating:
+                rows.setdefault(item.part, []).append((item.member, item.digest))
+        self.aggregating.update(rows)
+        step = self._facts.head.step
+        return [AggregatePart(step, self.name, part, tuple(inputs)) for part, inputs in rows.items()]
 
     def _my_inputs(self, facts: StepFacts) -> list[Input]:
         """Every input of the parts this member aggregates, by part and member."""
@@ -110,25 +139,42 @@ class AcceptedCut:
     # The three questions are asked after every message, and almost always the first answer is all that matters:
     # hence iterators.
 
-    def parts_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[Input]:
+    def parts_lacking(self, gone: set[PeerId]) -> Iterator[Input]:
         """Inputs of this member's own parts that are neither here nor given up."""
         items = self._open_inputs
-        while items and items[-1].digest in blobs:
+        while items and items[-1].digest in self._blobs:
             items.pop()
-        return (item for item in reversed(items) if item.digest not in blobs and item.peer not in gone)
+        skip = gone | self._timing.parts.spent()
+        return (item for item in reversed(items) if item.digest not in self._blobs and item.peer not in skip)
 
-    def aggregates_lacking(self, blobs: set[bytes], gone: set[PeerId]) -> Iterator[int]:
+    def give_up_aggregates(self, gone: set[PeerId]) -> None:
+        """Those that are still awaited are awaited no more."""
+        lacking = {self.duties[part] for part in self.aggregates_lacking(gone)}
+        self._timing.aggregates.waited_in_vain(lacking)
+
+    def on_blob(self, digest: bytes) -> None:
+        """Bytes came in: whoever they were awaited from is worth waiting for again."""
+        for item in self.inputs:
+            if item.digest == digest:
+                self._timing.parts.came(item.peer)
+        for part, aggregator in enumerate(self.duties):
+            if self._transcript.aggregate_with(self.name, part, aggregator, digest) is not None:
+                self._timing.aggregates.came(aggregator)
+
+    def aggregates_lacking(self, gone: set[PeerId]) -> Iterator[int]:
         """Parts whose aggregate is not held and may still come."""
         parts = self._open_parts
-        while parts and self._is_held(parts[-1], blobs):
+        while parts and self._is_held(parts[-1]):
             parts.pop()
+        spent = self._timing.aggregates.spent()
         for part in reversed(parts):
-            if not self._is_held(part, blobs) and not self._is_hopeless(part, gone):
+            lacks = not self._is_held(part) and self.duties[part] not in spent
+            if lacks and not self._is_hopeless(part, gone):
                 yield part
 
-    def _is_held(self, part: int, blobs: set[bytes]) -> bool:
+    def _is_held(self, part: int) -> bool:
         said = self._transcript.aggregate(self.name, part, self.duties[part])
-        return said is not None and said.digest in blobs
+        return said is not None and said.digest in self._blobs
 
     def _is_hopeless(self, part: int, gone: set[PeerId]) -> bool:
         """Whether nobody will ever say what its aggregate is: its aggregator is gone, or had nothing to aggregate."""
@@ -143,3 +189,60 @@ class AcceptedCut:
         while peers and peers[-1] in reveals:
             peers.pop()
         return (peer for peer in reversed(peers) if peer not in reveals and peer not in gone)
+
+    # --- once all nonces are open ------------------------------------------------------------------------
+
+    def beacon(self) -> Digest | None:
+        """The beacon of the step, once all nonces of the cut are open."""
+        if self._beacon is None and next(self.reveals_lacking(set()), None) is None:
+            self._beacon = opened_beacon(self._facts, self._transcript, self.cut)
+        heard = len(self._transcript.reveals_of(self.name))
+        if self._beacon is not None and heard > self._reveals_heard:  # a liar may sign more of them later
+            enough, self._reveals_heard = enough_reveals(self._facts), heard
+            named = (self._transcript.named_aggregate(self.name, part, enough) for part in range(len(self.duties)))
+            self._fixed = {part: name for part, name in enumerate(named) if name is not None}
+            self._unjudged = set(self._fixed)
+            self._looked_at.clear()
+        return self._beacon
+
+    def scrutinize(self) -> tuple[list[Effect], list[Accusation]]:
+        """What is to be worked out about aggregates that have come since, and what there is to say against them."""
+        beacon, scrutiny = self.beacon(), self._scrutiny
+        if beacon is None or scrutiny is None:
+            return [], []
+        objections = [
+            found for part in sorted(self._unjudged) if (found := self._objection(part, scrutiny)) is not None
+        ]
+        step, fresh = self._facts.head.step, [b""] * len(self.duties)
+        effects: list[Effect] = []
+        for part, name in self._fixed.items():
+            if name not in self._blobs or part in self._looked_at:
+                continue
+            self._looked_at.add(part)
+            fresh[part] = name
+            said = self._transcript.aggregate_with(self.name, part, self._me, name)
+            if said is not None:
+                commits = self._transcript.commits_in(self.cut, self._facts.peers)
+                effects += scrutiny.to_project(step, said, commits, beacon)
+        return effects + scrutiny.to_check(step, fresh, beacon), objections
+
+    def has_scrutinized(self, gone: set[PeerId]) -> bool:
+        """Whether no projection, and nothing about an aggregate that is here, is awaited any more."""
+        if self.beacon() is None or self._scrutiny is None:
+            return True
+        for part, name in self._fixed.items():
+            if name in self._blobs and not self._scrutiny.is_known(name):
+                return False
+            aggregator = self.duties[part]
+            silent = self._transcript.projection(self.name, part, aggregator) is None
+            if name in self._blobs and silent and aggregator not in gone:
+                return False
+        return True
+
+    def _objection(self, part: int, scrutiny: Scrutiny) -> Accusation | None:
+        """What this member has to say against the projection of a part, once it has come and can be judged."""
+        shown = self._transcript.projection(self.name, part, self.duties[part])
+        if shown is None or not isinstance(shown.payload, Projection) or not scrutiny.is_known(shown.payload.aggregate):
+            return None
+        self._unjudged.discard(part)
+        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(shown.payload) else None

@@ -1,6 +1,6 @@
-"""What was asked for, or complained about, lately: the same thing once per delivery bound.
+"""What a member asks others for in a step: messages and bytes it lacks, each once per delivery bound.
 
-The idea: a step machine looks at what it lacks after every message, so without this it would ask for a missing
+The idea: a step machine looks at what it lacks after every message, so without a memory it would ask for a missing
 commit dozens of times before the answer can be here. SPEC R-4.36.
 """
 
@@ -8,32 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.assignment import part_bytes
+from crowdsurf.protocol.effects import Effect, ExpectAggregate, FetchBlob, SendWant
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.outcome import Missing, StepFacts
 
 
 class Asking:
     """Names asked for in one step, and when."""
 
-    def __init__(self, began: float, delivery_seconds: float) -> None:
+    def __init__(self, facts: StepFacts, me: PeerId, elements: int, began: float, delivery_seconds: float) -> None:
+        """`elements`: length of the whole vector."""
+        self._facts = facts
+        self._me = me
+        self._elements = elements
         self._began = began
         self._delivery_seconds = delivery_seconds
         self._asked: dict[bytes, float] = {}
 
-    def may_ask(self, name: bytes, now: float | None) -> bool:
-        """Whether to ask now; then it is noted. Without a time, as if at the beginning of the step."""
-        moment = self._began if now is None else now
-        last = self._asked.get(name)
-        if last is not None and moment < last + self._delivery_seconds:
-            return False
-        self._asked[name] = moment
-        return True
+    def for_messages(self, peer: PeerId, digests: Iterable[Digest], now: float | None) -> list[Effect]:
+        """Ask a peer for signed messages. Without a time, as if at the beginning of the step."""
+        fresh = tuple(name for name in digests if self._may_ask(name, now))
+        return [SendWant(peer, fresh)] if fresh and peer != self._me else []
 
-    def fresh(self, names: Iterable[Digest], now: float | None) -> tuple[Digest, ...]:
-        """Those that may be asked for now."""
-        return tuple(name for name in names if self.may_ask(name, now))
+    def for_missing(self, missing: Missing, proposer: PeerId, now: float) -> list[Effect]:
+        """Ask for what a header needs, of whoever proposed it first."""
+        effects = self.for_messages(proposer, missing.messages, now)
+        for part, name in missing.blobs:
+            if self._may_ask(name, now):
+                effects += [self.expectation(part, name), FetchBlob((proposer, *self.others(proposer)), name)]
+        return effects
+
+    def expectation(self, part: int, name: Digest) -> ExpectAggregate:
+        """Be ready for the bytes of an aggregate."""
+        parts = len(self._facts.peers)
+        return ExpectAggregate(self._facts.head.step, part, parts, name, part_bytes(self._elements, parts, part))
+
+    def others(self, besides: PeerId | None = None) -> tuple[PeerId, ...]:
+        """All members but this one, and one more."""
+        return tuple(peer for peer in self._facts.peers if peer not in (self._me, besides))
 
     def first_time(self, name: bytes) -> bool:
-        """Whether this was never asked for; then it is noted."""
+        """Whether this was never asked for, or complained about; then it is noted."""
         if name in self._asked:
             return False
         self._asked[name] = self._began
@@ -42,3 +58,11 @@ class Asking:
     def clear(self) -> None:
         """Everything may be asked for again."""
         self._asked.clear()
+
+    def _may_ask(self, name: bytes, now: float | None) -> bool:
+        moment = self._began if now is None else now
+        last = self._asked.get(name)
+        if last is not None and moment < last + self._delivery_seconds:
+            return False
+        self._asked[name] = moment
+        return True

@@ -17,14 +17,23 @@ ELEMENT_BYTES = 4
 """Parts travel as float32."""
 
 
-def proposers(previous_beacon: bytes, roster: Roster) -> list[int]:
-    """Member indexes in the order they propose: view v belongs to entry v modulo the roster's size.
+NEWCOMER_STEPS = 16
+"""So long after it has joined (again) a member proposes after all others: a proposer that fails costs everybody a view,
+and whoever is slow, or was left out for a while, would be back in that place at once."""
 
-    Members that did their part in the last step come first (in random order), so a member known to be missing
-    costs a view only when everyone before it failed.
+
+def proposers(previous_beacon: bytes, roster: Roster, step: int) -> list[int]:
+    """Member indexes in the order they propose in a step: view v belongs to entry v modulo the roster's size.
+
+    Members that did their part in the last step come first, then newcomers, then those known to be missing (each in
+    random order), so that these cost a view only when everyone before them failed.
     """
-    order = beacon.shuffle(previous_beacon, "proposers", len(roster))
-    return sorted(order, key=lambda index: roster.members[index].missed > 0)
+
+    def rank(index: int) -> tuple[bool, bool]:
+        member = roster.members[index]
+        return member.missed > 0, member.joined > 0 and step < member.joined + NEWCOMER_STEPS
+
+    return sorted(beacon.shuffle(previous_beacon, "proposers", len(roster)), key=rank)
 
 
 def work_seed(previous_beacon: bytes, peer: bytes) -> Digest:
@@ -62,11 +71,33 @@ def aggregation_seed(cut: bytes, part: int) -> Digest:
     return digest("aggregation seed", cut + part.to_bytes(4, "big"))
 
 
+def projection_seed(drawn_beacon: bytes, part: int) -> Digest:
+    """What the directions of one part's projections are drawn from, once all nonces of the step are open."""
+    return beacon.derive(drawn_beacon, "projection", part.to_bytes(4, "big"))
+
+
 def validators_of(members: int, rate: float) -> int:
     """How many members validate in a step: the share `rate`, one at least, half of them at most; none at rate 0."""
     if not rate:
         return 0
     return min(max(1, round(rate * members)), members // 2)
+
+
+def rate_of(validators: int, members: int) -> float:
+    """The audit rate at which so many of a group validate. It is the largest that does with room to spare, so that they
+    stay as many for as long as possible while the group shrinks."""
+    return min(0.5, (validators + 0.4) / members) if validators else 0.0
+
+
+OWED_VALIDATORS = 3
+"""How many look at work whose author kept its nonce back. With a little less than half liars all three are in league
+with it in one case of ten: keeping a nonce back is a worse way to dodge an audit than hoping not to be drawn."""
+
+
+def several_each(drawn_beacon: bytes, pool: list[PeerId], groups: int, room: int) -> list[list[PeerId]]:
+    """`OWED_VALIDATORS` distinct peers for each of so many groups, from the pool in random order, `room` in all."""
+    order = [pool[index] for index in beacon.shuffle(drawn_beacon, "owed audits", len(pool))][: max(0, room)]
+    return [order[OWED_VALIDATORS * index : OWED_VALIDATORS * (index + 1)] for index in range(groups)]
 
 
 def audits(

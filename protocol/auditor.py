@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.cases import Record, proof_of, subject_of
+from crowdsurf.protocol.cases import Record, imbalance_of, is_as_recomputed, objection_to, proof_of, subject_of
 from crowdsurf.protocol.chain import Head
 from crowdsurf.protocol.effects import ComputeFinding, Effect, PersistEvidence, PersistSigned, SendEnvelope, SendWant
 from crowdsurf.protocol.envelope import Equivocation, Opened, Signer, Slot, Verify, seal
@@ -25,10 +25,13 @@ from crowdsurf.protocol.messages import (
     Envelope,
     Kind,
     Payload,
+    Projection,
     Reason,
     Verdict,
 )
+from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
 from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.scrutiny import line_about, lines_of
 from crowdsurf.protocol.transcript import Transcript
 from crowdsurf.protocol.tribunal import Tribunal, no_case
 
@@ -36,12 +39,16 @@ from crowdsurf.protocol.tribunal import Tribunal, no_case
 class Auditor:
     """Audits and cases, as one peer takes part in them. Effects collect in `effects`."""
 
-    def __init__(self, signer: Signer, run_id: Digest, verify: Verify, quorum_rule: str) -> None:
+    def __init__(
+        self, signer: Signer, run_id: Digest, verify: Verify, quorum_rule: str, clipping: Clipping | None = None
+    ) -> None:
+        """`clipping`: how the run checks aggregates."""
         self._signer = signer
         self._me = signer.peer_id
         self._run_id = run_id
         self._quorum_rule = quorum_rule
-        self.tribunal = Tribunal(run_id, verify)
+        self._clipping = clipping
+        self.tribunal = Tribunal(run_id, verify, clipping)
         self.effects: list[Effect] = []
         self._said: set[Slot] = set()
         """In this step."""
@@ -98,6 +105,14 @@ class Auditor:
         if not self.tribunal.is_proven(guilty):
             self._accuse(Accusation(guilty, Reason.EQUIVOCATION, pair.first.step, proof_of(pair)), head)
 
+    def on_projection(self, said: Opened, head: Head) -> None:
+        """Lines that do not add up convict whoever signed them."""
+        projection = said.payload
+        if not isinstance(projection, Projection) or self._clipping is None or self.tribunal.is_proven(said.sender):
+            return
+        if projection_problem(lines_of(projection), projection.norm, self._clipping) is not None:
+            self._accuse(imbalance_of(said), head)
+
     def on_recomputed(self, found: WorkRecomputed, head: Head) -> None:
         """Another peer's work, as it should have been: accuse whoever this peer validates, judge who is accused."""
         record = self.tribunal.record(found.step)
@@ -125,13 +140,17 @@ class Auditor:
             self._publish(ban, certificate, before)
         self._said, self._asked = set(), set()
         self.tribunal.forget(head.step, head.roster)
+        self.tribunal.entitle(head.audits)
         for envelope in self.tribunal.said_by(self._me):
             self.effects.append(SendEnvelope(_others(head, self._me), envelope))
         cut = transcript.cut(header.cut) if transcript is not None else None
         if transcript is not None and cut is not None:
-            record = Record(before, header, head.audits, transcript.named_by(cut, before.roster.peers))
+            commits = transcript.named_by(cut, before.roster.peers)
+            shown = [found for name in header.projections if (found := transcript.projection_with(name)) is not None]
+            record = Record(before, header, head.audits, commits, tuple(shown))
             self.tribunal.remember(record)
             self._compare_findings(record, head)
+            self._take_objections(transcript, head)
         self._findings = {key: found for key, found in self._findings.items() if key[0] >= header.step}
         self.effects += [ComputeFinding(a.step, a.validator) for a in head.audits if a.target == self._me]
 
@@ -163,8 +182,37 @@ class Auditor:
         for audit in record.audits:
             commit = _commit_of(record, audit.target)
             is_mine = (audit.validator, audit.seed) == (self._me, found.seed)
-            if is_mine and commit is not None and commit.parts != found.parts:
+            if not is_mine or commit is None:
+                continue
+            if is_as_recomputed(commit, found):
+                self._compare_lines(record, audit.target, found, head)
+            else:
                 self._accuse(Accusation(audit.target, Reason.WRONG_GRADIENT, found.step), head)
+
+    def _compare_lines(self, record: Record, target: PeerId, found: WorkRecomputed, head: Head) -> None:
+        """What aggregators have said about the work of somebody who does not object."""
+        member = record.head.roster.indexes[target]
+        for said in record.projections:
+            projection = said.payload
+            if not isinstance(projection, Projection) or self._clipping is None or said.sender == self._me:
+                continue
+            claimed = line_about(projection, member)
+            own = found.lines[projection.part] if projection.part < len(found.lines) else None
+            if claimed is not None and own is not None and wrong_line(claimed, own, self._clipping):
+                self._accuse(objection_to(said, member), head)
+
+    def _take_objections(self, transcript: Transcript, head: Head) -> None:
+        """What was said against aggregators in the step that is over becomes a case now that the step is certified;
+        this peer says its own again for those that had not come so far."""
+        for said in transcript.of_kind(Kind.ACCUSATION):
+            if not isinstance(said.payload, Accusation):
+                continue
+            if said.sender == self._me:
+                self._accuse(said.payload, head)
+            else:
+                with contextlib.suppress(Refusal):
+                    self._check(said.payload, head)
+                    self.effects += self.tribunal.accuse(said, head.roster)
 
     def _compare_findings(self, record: Record, head: Head) -> None:
         """Whoever validated this peer's work in a step must have found just that work."""

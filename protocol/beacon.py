@@ -4,9 +4,6 @@ The idea: every choice nobody may influence (who proposes, who aggregates what, 
 later who is audited) is drawn from the beacon through a label of its own, with an extendable hash, so all
 peers draw the same. The beacon itself is commit–reveal: nonces are committed with the work and opened after
 the aggregates are fixed. SPEC R-4.17 to R-4.19.
-
-Rerunning after a withheld nonce comes with verification; until then a withheld nonce is left out and costs
-its owner a missed step, which is enough against crashes and not against liars (SPEC R-4.19).
 """
 
 from __future__ import annotations
@@ -23,7 +20,8 @@ def first_beacon(run_id: bytes) -> Digest:
 
 
 def next_beacon(previous: bytes, nonces: tuple[bytes, ...]) -> Digest:
-    """Beacon after a step: digest of the previous one and of all revealed nonces in member order."""
+    """Beacon after a step: digest of the previous one and of the nonces of all contributors in member order. After a
+    void step of none: else those who keep theirs would choose among as many beacons as there are sets of them."""
     return digest("beacon", wire.pack([previous, list(nonces)]))
 
 

@@ -11,9 +11,9 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol import assignment, limits, wire
 from crowdsurf.protocol.chain import Audit, Head
-from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, Verify, signed_bytes
+from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, Verify, open_envelope, signed_bytes
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId, digest
@@ -21,13 +21,23 @@ from crowdsurf.protocol.messages import (
     Accusation,
     Commit,
     DigestBytes,
+    Envelope,
     Header,
+    MemberIndex,
+    Projection,
     Reason,
     SignatureBytes,
     Step,
     View,
+    indexes_of,
     payload_digest,
 )
+from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
+from crowdsurf.protocol.roster import Roster, withheld
+from crowdsurf.protocol.scrutiny import line_about, lines_of
+
+NORM_ERROR = 1e-9
+"""How far honest machines may differ in the length of the same bytes, relatively: in the order of additions."""
 
 
 class Record(NamedTuple):
@@ -40,6 +50,8 @@ class Record(NamedTuple):
     """Who validates what was done in it."""
     commits: dict[PeerId, Opened]
     """The commits of the cut."""
+    projections: tuple[Opened, ...] = ()
+    """What vouched for the aggregates that count."""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -61,8 +73,87 @@ def proof_of(pair: Equivocation) -> bytes:
     return wire.pack(Proof(slot.step, slot.view, slot.kind, slot.subject, signed[0], signed[1]))
 
 
-def proof_holds(accusation: Accusation, run_id: Digest, verify: Verify) -> bool:
-    """Whether the proof in an accusation of equivocation convicts the accused."""
+class Question(NamedTuple):
+    """What a class B accusation is about, worked out from what is certified."""
+
+    audit: Audit
+    """The work to be done again, and who asks for it."""
+    member: int = 0
+    projection: Projection | None = None
+    """For a wrong projection: whose line in it is said to be wrong."""
+
+
+class Particular(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an accusation of a wrong projection is about."""
+
+    member: MemberIndex
+    """Whose line is wrong."""
+    projection: Envelope
+    """The message it is in: signed by the accused, so everybody judges the same one whatever else it has signed."""
+
+
+def objection_to(said: Opened, member: int) -> Accusation:
+    """The accusation that what a projection says about a member (or about the aggregate) is not so."""
+    proof = wire.pack(Particular(member, said.envelope))
+    return Accusation(said.sender, Reason.WRONG_PROJECTION, said.envelope.step, proof)
+
+
+def imbalance_of(said: Opened) -> Accusation:
+    """The accusation that a projection does not add up."""
+    return Accusation(said.sender, Reason.WRONG_AGGREGATE, said.envelope.step, wire.pack(said.envelope))
+
+
+def particular_of(accusation: Accusation, run_id: Digest, verify: Verify) -> tuple[int, Projection]:
+    """The member and the projection that an accusation of a wrong projection is about.
+
+    Raises Refusal(BAD_ACCUSATION) if it holds no projection that the accused has signed in the step it names."""
+    try:
+        particular = wire.unpack(accusation.proof, Particular, limits.PROOF_BYTES_MAX)
+    except Refusal as refusal:
+        raise Refusal(Code.BAD_ACCUSATION, "it does not say what is wrong") from refusal
+    projection = _signed_projection(particular.projection, accusation, run_id, verify)
+    if projection is None:
+        raise Refusal(Code.BAD_ACCUSATION, "the accused has not signed this")
+    return particular.member, projection
+
+
+def _signed_projection(envelope: Envelope, accusation: Accusation, run_id: Digest, verify: Verify) -> Projection | None:
+    """The projection in an envelope, if the accused has signed it in the step in question."""
+    if envelope.sender != accusation.accused or envelope.step != accusation.step:
+        return None
+    try:
+        payload = open_envelope(envelope, run_id, verify).payload
+    except Refusal:
+        return None
+    if not isinstance(payload, Projection) or envelope.subject != projection_subject(payload):
+        return None
+    return payload if len(payload.lines) == len(indexes_of(payload.included)) else None
+
+
+def projection_subject(payload: Projection) -> bytes:
+    """The slot of a projection: its cut and part, as that of the aggregate."""
+    return payload.cut + payload.part.to_bytes(2, "big")
+
+
+def proof_holds(accusation: Accusation, run_id: Digest, verify: Verify, clipping: Clipping | None = None) -> bool:
+    """Whether the proof in an accusation of class A convicts the accused. `clipping`: how the run checks aggregates."""
+    if accusation.reason == Reason.WRONG_AGGREGATE:
+        return clipping is not None and _imbalance_holds(accusation, run_id, verify, clipping)
+    return _equivocation_holds(accusation, run_id, verify)
+
+
+def _imbalance_holds(accusation: Accusation, run_id: Digest, verify: Verify, clipping: Clipping) -> bool:
+    try:
+        envelope = wire.unpack(accusation.proof, Envelope, limits.PROOF_BYTES_MAX)
+    except Refusal:
+        return False
+    projection = _signed_projection(envelope, accusation, run_id, verify)
+    if projection is None:
+        return False
+    return projection_problem(lines_of(projection), projection.norm, clipping) is not None
+
+
+def _equivocation_holds(accusation: Accusation, run_id: Digest, verify: Verify) -> bool:
     try:
         proof = wire.unpack(accusation.proof, Proof, limits.PROOF_BYTES_MAX)
     except Refusal:
@@ -86,25 +177,106 @@ def case_name(opened: Opened, proven: bool) -> Digest:
     return opened.digest if proven else digest("payload", opened.sender + opened.digest)
 
 
-def audit_in_question(accusation: Accusation, accuser: PeerId, record: Record) -> Audit:
-    """The audit a class B accusation is about; the record is that of the step it names.
+def is_objection(opened: Opened) -> bool:
+    """Whether an accusation is about an aggregate of the step it is said in, so that it matters for its outcome."""
+    said, step = opened.payload, opened.envelope.step
+    return isinstance(said, Accusation) and said.reason == Reason.WRONG_PROJECTION and said.step == step
 
-    Raises Refusal(BAD_ACCUSATION) if the accuser had no part in such an audit: nobody else has anything to say."""
+
+def check_objection(opened: Opened, roster: Roster, run_id: Digest, verify: Verify) -> None:
+    """An objection holds together: what it says is about its author's own line, in a message the accused has signed. So
+    whoever makes a part void is answerable for it. Raises Refusal."""
+    accusation = opened.payload
+    if not isinstance(accusation, Accusation) or opened.envelope.subject != subject_of(accusation):
+        raise Refusal(Code.MALFORMED, "the slot of an accusation names reason, step and accused")
+    member, projection = particular_of(accusation, run_id, verify)
+    if roster.indexes.get(opened.sender) != member or member not in indexes_of(projection.included):
+        raise Refusal(Code.BAD_ACCUSATION, "only the member itself can object to a line while the step is under way")
+
+
+def cut_objected_to(accusation: Accusation) -> bytes:
+    """The cut that an objection is about; empty if it is about none."""
+    try:
+        envelope = wire.unpack(accusation.proof, Particular, limits.PROOF_BYTES_MAX).projection
+        return wire.unpack(envelope.payload, Projection, limits.PROOF_BYTES_MAX).cut
+    except Refusal:
+        return b""
+
+
+def question_of(accusation: Accusation, accuser: PeerId, record: Record, run_id: Digest, verify: Verify) -> Question:
+    """What a class B accusation is about; the record is that of the step it names.
+
+    Raises Refusal(BAD_ACCUSATION) if the accuser had no part in it: nobody else has anything to say."""
+    if accusation.reason == Reason.WRONG_PROJECTION:
+        return _projection_in_question(accusation, accuser, record, run_id, verify)
     gradient = accusation.reason == Reason.WRONG_GRADIENT
     for audit in record.audits if gradient else record.head.audits:
         pair = (audit.validator, audit.target) if gradient else (audit.target, audit.validator)
         if pair == (accuser, accusation.accused):
-            return audit
+            return Question(audit)
     raise Refusal(Code.BAD_ACCUSATION, "the accuser had nothing to do with this work")
 
 
-def guilty_of(accusation: Accusation, accuser: PeerId, record: Record, found: WorkRecomputed) -> PeerId | None:
-    """Who is guilty, given the work as it should have been; None if what the accused signed is not known here."""
-    said = record.commits.get(PeerId(accusation.accused))
+def _projection_in_question(
+    accusation: Accusation, accuser: PeerId, record: Record, run_id: Digest, verify: Verify
+) -> Question:
+    """Only the member itself knows its line, and whoever validates its work. The directions are drawn from the beacon
+    of the certified step, so nothing can be said about another cut, or a void step."""
+    member, projection = particular_of(accusation, run_id, verify)
+    if projection.cut != record.header.cut or withheld(record.header):
+        raise Refusal(Code.BAD_ACCUSATION, "nothing came of the cut that this projection is about")
+    if member not in indexes_of(projection.included) or member >= len(record.head.roster):
+        raise Refusal(Code.BAD_ACCUSATION, "the projection says nothing about this member")
+    peer = record.head.roster.peers[member]
+    if accuser != peer and all((audit.validator, audit.target) != (accuser, peer) for audit in record.audits):
+        raise Refusal(Code.BAD_ACCUSATION, "the accuser cannot know this line")
+    header, head = record.header, record.head
+    seed = assignment.work_seed(head.beacon, peer)
+    audit = Audit(accuser, peer, header.step, seed, len(head.roster), Digest(header.state))
+    return Question(audit, member, projection)
+
+
+def guilty_of(
+    accusation: Accusation,
+    accuser: PeerId,
+    record: Record,
+    found: WorkRecomputed,
+    question: Question | None = None,
+    clipping: Clipping | None = None,
+) -> PeerId | None:
+    """Who is guilty, given the work as it should have been; None if that cannot be told here: what the accused signed
+    is not known, or the aggregate in question is not remembered."""
+    accused = PeerId(accusation.accused)
+    if question is not None and question.projection is not None:
+        holds = None if clipping is None else _line_holds(question, question.projection, record, found, clipping)
+        return None if holds is None else accuser if holds else accused
+    said = record.commits.get(accused)
     if said is None or not isinstance(said.payload, Commit):
         return None
     if accusation.reason == Reason.WRONG_GRADIENT:
-        as_it_should = said.payload.parts == found.parts
+        as_it_should = is_as_recomputed(said.payload, found)
     else:
         as_it_should = said.payload.finding in (b"", found.finding)
-    return accuser if as_it_should else PeerId(accusation.accused)
+    return accuser if as_it_should else accused
+
+
+def is_as_recomputed(commit: Commit, found: WorkRecomputed) -> bool:
+    """Whether a commit is that of its work unit: the very bytes, and their lengths but for the order of additions."""
+    lengths = zip(commit.norms, found.norms, strict=False)
+    right = all(said == true or abs(said - true) <= NORM_ERROR * true for said, true in lengths)
+    return commit.parts == found.parts and right
+
+
+def _line_holds(
+    question: Question, projection: Projection, record: Record, found: WorkRecomputed, clipping: Clipping
+) -> bool | None:
+    """Whether a line is what its member's work gives. Who committed to something else has nothing to complain about."""
+    part, said = projection.part, record.commits.get(question.audit.target)
+    commit = said.payload if said is not None else None
+    if not isinstance(commit, Commit) or part >= len(commit.parts):
+        return None
+    if part >= len(found.parts) or commit.parts[part] != found.parts[part]:
+        return True
+    own = found.lines[part] if part < len(found.lines) else None
+    claimed = line_about(projection, question.member)
+    return None if own is None or claimed is None else not wrong_line(claimed, own, clipping)

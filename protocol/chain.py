@@ -26,7 +26,8 @@ from crowdsurf.protocol.messages import (
     indexes_of,
     payload_digest,
 )
-from crowdsurf.protocol.roster import Roster, founding_roster, next_roster, quorum_of, withheld
+from crowdsurf.protocol.projection import clipping_of
+from crowdsurf.protocol.roster import Roster, blamed, founding_roster, next_roster, quorum_of, withheld
 
 
 class Audit(NamedTuple):
@@ -43,6 +44,17 @@ class Audit(NamedTuple):
     """The state it was done at."""
 
 
+class Owed(NamedTuple):
+    """Work in a void step by somebody that did not open its nonce. It saw what the beacon would have been, so it may
+    have dodged an audit: its work is looked at by several as soon as there is a beacon it could not foresee."""
+
+    target: PeerId
+    step: int
+    seed: Digest
+    parts: int
+    state: Digest
+
+
 class Head(NamedTuple):
     """Everything the next step starts from."""
 
@@ -53,7 +65,10 @@ class Head(NamedTuple):
     roster: Roster
     beacon: Digest
     audits: tuple[Audit, ...] = ()
-    """Who validates whom in the next step: work of the last one, drawn from its beacon."""
+    """Who validates whom in the next step, drawn from the last one's beacon: work done in it, and work that is owed."""
+    aggregates: tuple[bytes, ...] = ()
+    """Where they are checked: those of the last step, by part."""
+    owed: tuple[Owed, ...] = ()
 
     def audit_of(self, validator: PeerId) -> Audit | None:
         """What a member validates in the next step, instead of working itself."""
@@ -82,18 +97,45 @@ def following_audits(head: Head, header: Header, roster: Roster, rate: float) ->
     """Who validates whom in the step after a header. Drawn among all that were in the step; validators must still be
     members, whose work is looked at need not: nobody escapes by leaving. Of a void step nothing counts, so nothing is
     validated (SPEC R-4.37)."""
-    if withheld(header):
+    if withheld(header) or not rate:
         return ()
     banned = {ban.peer for ban in header.bans}
     pool = [head.roster.peers[index] for index in indexes_of(header.contributors)]
     pool = [peer for peer in pool if peer not in banned]
     idle, count = {audit.validator for audit in head.audits}, assignment.validators_of(len(roster), rate)
     pairs = assignment.audits(Digest(header.beacon), pool, set(roster.peers), idle, count)
-    parts = len(head.roster)
-    return tuple(
-        Audit(validator, target, header.step, assignment.work_seed(head.beacon, target), parts, Digest(header.state))
+    parts, state = len(head.roster), Digest(header.state)
+    audits = [
+        Audit(validator, target, header.step, assignment.work_seed(head.beacon, target), parts, state)
         for validator, target in pairs
-    )
+    ]
+    free = [peer for peer in pool if peer in roster.indexes and peer not in {audit.validator for audit in audits}]
+    owed = [one for one in head.owed if one.target not in banned]
+    drawn = assignment.several_each(Digest(header.beacon), free, len(owed), len(roster) // 2 - len(audits))
+    looked_at = zip(owed, drawn, strict=False)
+    audits += [Audit(validator, *one) for one, validators in looked_at for validator in validators]
+    return tuple(audits)
+
+
+def owed_after(head: Head, header: Header) -> tuple[Owed, ...]:
+    """Work that has to be looked at once there is a beacon again (SPEC R-4.40). Validators have done none."""
+    at_fault, idle = blamed(head.roster, header), {audit.validator for audit in head.audits}
+    if not withheld(header):
+        return ()
+    peers = [head.roster.peers[index] for index in sorted(at_fault)]
+    parts, state = len(head.roster), Digest(header.state)
+    new = [
+        Owed(peer, header.step, assignment.work_seed(head.beacon, peer), parts, state)
+        for peer in peers
+        if peer not in idle
+    ]
+    # What is too old could not be judged any more.
+    return (*(one for one in head.owed if one.step + limits.CASE_STEPS // 2 > header.step), *new)
+
+
+def beacon_after(previous: bytes, header: Header) -> Digest:
+    """The beacon of a step: nobody's nonce counts if it is void."""
+    return next_beacon(previous, () if withheld(header) else header.nonces)
 
 
 def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
@@ -111,10 +153,13 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
         "the roster": header.roster != head.roster.digest,
         "the number of parts": len(header.parts) != size,
         "the number of nonces": len(header.nonces) != size,
-        "a digest's length": any(len(item) not in (0, 32) for item in header.parts + header.nonces),
+        "a digest's length": any(
+            len(item) not in (0, 32) for item in header.parts + header.nonces + header.projections
+        ),
+        "the projections": not _projections_ok(header, manifest),
         "the contributors": not _contributors_ok(contributors, header, manifest, size),
         "the nonces": any(nonce and index not in contributors for index, nonce in enumerate(header.nonces)),
-        "the beacon": header.beacon != next_beacon(head.beacon, header.nonces),
+        "the beacon": header.beacon != beacon_after(head.beacon, header),
         "who joined": not _sorted_distinct(header.joined)
         or bool((members | head.roster.kept_out(head.step + 1)) & set(header.joined)),
         "who left": not _sorted_distinct(header.left) or not set(header.left) <= members,
@@ -134,6 +179,13 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
 def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest, size: int) -> bool:
     enough = len(contributors) >= max(1, quorum_of(size, manifest.quorum))
     return enough and contributors[-1] < size and len(header.contributors) == (size + 7) // 8
+
+
+def _projections_ok(header: Header, manifest: Manifest) -> bool:
+    """One for every part that counts, where aggregates are checked; else nothing."""
+    if clipping_of(manifest) is None:
+        return not header.projections
+    return [bool(name) for name in header.parts] == [bool(name) for name in header.projections]
 
 
 def _excused_ok(head: Head, header: Header) -> bool:
@@ -181,7 +233,9 @@ class Chain:
         roster = check_header(head, header, self.manifest)
         self._check_votes(certificate, verify)
         audits = following_audits(head, header, roster, self.manifest.audit.rate)
-        return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon), audits)
+        checked = header.parts if header.projections else ()
+        owed = owed_after(head, header) if self.manifest.audit.rate else ()
+        return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon), audits, checked, owed)
 
     def extend(self, certificate: Certificate, verify: Verify) -> None:
         """Append a certificate. Raises Refusal as `check` does; the chain is unchanged then."""

@@ -7,21 +7,25 @@ The idea: one function per kind, each raising a named refusal, none changing any
 from __future__ import annotations
 
 from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.cases import projection_subject
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Reveal
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal, indexes_of
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.transcript import Transcript
 
 _VIEWLESS = frozenset(
     int(kind)
-    for kind in (Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.JOIN, Kind.LEAVE, Kind.ACCUSATION, Kind.VERDICT)
+    for kind in (
+        *(Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL, Kind.PROJECTION),
+        *(Kind.JOIN, Kind.LEAVE, Kind.ACCUSATION, Kind.VERDICT),
+    )
 )
 CASE_KINDS = frozenset((int(Kind.ACCUSATION), int(Kind.VERDICT)))
 """What is said about cases; it outlives the step it is said in."""
-_WITH_SUBJECT = frozenset(int(kind) for kind in (Kind.AGGREGATE, Kind.ACCUSATION, Kind.VERDICT))
+_WITH_SUBJECT = frozenset(int(kind) for kind in (Kind.AGGREGATE, Kind.PROJECTION, Kind.ACCUSATION, Kind.VERDICT))
 
 
 def check_slot_form(envelope: Envelope) -> None:
@@ -46,7 +50,9 @@ def check_message(facts: StepFacts, transcript: Transcript, opened: Opened, prop
     elif isinstance(payload, Aggregate):
         check_aggregate(facts, transcript, opened, payload)
     elif isinstance(payload, Reveal):
-        check_reveal(transcript, opened.sender, payload)
+        check_reveal(facts, transcript, opened.sender, payload)
+    elif isinstance(payload, Projection):
+        check_projection(facts, transcript, opened, payload)
     elif isinstance(payload, Header):
         check_proposer(opened.sender, view, proposer)
         if payload.step != facts.head.step:
@@ -64,6 +70,10 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
     expected, findings = (0, (0, DIGEST_BYTES)) if validates else (len(facts.peers), (0,))
     if len(commit.parts) != expected or len(commit.finding) not in findings:
         raise Refusal(Code.BAD_COMMIT, f"{len(commit.parts)} parts and a finding of {len(commit.finding)} bytes")
+    if len(commit.norms) != (expected if facts.clipping is not None else 0):
+        raise Refusal(Code.BAD_COMMIT, f"{len(commit.norms)} lengths of parts")
+    if not all(norm >= 0.0 for norm in commit.norms):
+        raise Refusal(Code.BAD_COMMIT, "a length of a part is no length")
     for names in (commit.joins, commit.leaves):
         if list(names) != sorted(set(names)):
             raise Refusal(Code.BAD_COMMIT, "named peers must be sorted and distinct")
@@ -107,10 +117,27 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
         raise Refusal(Code.BAD_AGGREGATE, "it includes parts of members that have none in the cut")
 
 
-def check_reveal(transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:
+def check_reveal(facts: StepFacts, transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:
     """R-4.18: the nonce is the one the sender committed to. Raises Refusal."""
     commit = transcript.commit_of(sender)
     if commit is None:
         raise Refusal(Code.FUTURE, "a nonce without a commit")
     if nonce_digest(reveal.nonce) != commit.nonce_digest:
         raise Refusal(Code.BAD_REVEAL, "the nonce is not the one committed to")
+    if len(reveal.aggregates) != (len(facts.peers) if facts.clipping is not None else 0):
+        raise Refusal(Code.BAD_REVEAL, "it does not say which aggregates were signed before it")
+
+
+def check_projection(facts: StepFacts, transcript: Transcript, opened: Opened, projection: Projection) -> None:
+    """R-5.3: about a part that is the sender's to aggregate, with a line for everybody that went in. Raises Refusal.
+
+    Whether the lines add up is not asked here: lines that do not are proof, and have to be kept."""
+    if facts.clipping is None:
+        raise Refusal(Code.BAD_PROJECTION, "aggregates of this run are not checked")
+    if opened.envelope.subject != projection_subject(projection) or projection.part >= len(facts.peers):
+        raise Refusal(Code.BAD_PROJECTION, "the slot does not name the cut and a part")
+    if len(projection.lines) != len(indexes_of(projection.included)):
+        raise Refusal(Code.BAD_PROJECTION, "there must be a line for everybody that went in")
+    cut = transcript.cut(projection.cut)
+    if cut is not None and facts.duties(cut)[projection.part] != opened.sender:
+        raise Refusal(Code.BAD_PROJECTION, f"part {projection.part} is not this member's to aggregate")

@@ -8,12 +8,18 @@ attack. SPEC R-4.30.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest
 
 _WINDOW = 128
 """Arrivals remembered: a few steps of a large group, a few dozen of a small one."""
+_USUAL_TIMES = 2.0
+"""As many times the median are always allowed. A group that is much alike would else starve the one honest member whose
+link is a little slower; it costs little, because nobody is waited for that was absent twice in a row."""
+_WAITS_IN_VAIN = 2
+"""So often in a row before patience ends."""
 
 
 def median(values: list[float]) -> float:
@@ -41,7 +47,33 @@ class Estimator:
         values = list(self._recent)
         middle = median(values)
         deviation = median([abs(value - middle) for value in values])
-        return min(self._seconds_max, max(self._seconds_min, middle + self._deviations * deviation))
+        usual = max(middle + self._deviations * deviation, _USUAL_TIMES * middle)
+        return min(self._seconds_max, max(self._seconds_min, usual))
+
+
+class Patience:
+    """Whose bytes of one kind this peer has awaited in vain lately. It is waited for no more until they come again: who
+    keeps parts back would otherwise cost everybody the longest wait in every step. Nobody is blamed for anything."""
+
+    def __init__(self) -> None:
+        self._in_vain: dict[PeerId, int] = {}
+
+    def waited_in_vain(self, peers: set[PeerId]) -> None:
+        """A wait for them was given up."""
+        for peer in peers:
+            self._in_vain[peer] = self._in_vain.get(peer, 0) + 1
+
+    def came(self, peer: PeerId) -> None:
+        """Something came after all, in time or not."""
+        self._in_vain.pop(peer, None)
+
+    def spent(self) -> set[PeerId]:
+        """Those that are not waited for."""
+        return {peer for peer, times in self._in_vain.items() if times >= _WAITS_IN_VAIN}
+
+    def keep(self, peers: set[PeerId]) -> None:
+        """Forget everybody else."""
+        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer in peers}
 
 
 @dataclass(slots=True)
@@ -51,6 +83,10 @@ class Timing:
     work: Estimator
     transfer: Estimator
     delivery_seconds: float
+    parts: Patience = field(default_factory=Patience)
+    """With contributors whose parts this peer aggregates."""
+    aggregates: Patience = field(default_factory=Patience)
+    """With aggregators."""
 
 
 def timing_of(manifest: Manifest) -> Timing:

@@ -139,6 +139,10 @@ class RecomputeWork:
     state: Digest
     finder: PeerId
     """Whose finding over it is wanted."""
+    aggregates: tuple[bytes, ...] = ()
+    """Aggregates of that step whose lines about this work are wanted, by part; empty where none is."""
+    beacon: bytes = b""
+    """The beacon that the directions of those lines are drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,29 @@ class AggregatePart:
     cut: Digest
     part: int
     inputs: tuple[tuple[int, Digest], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPart:
+    """Work out the lines of an aggregate of ours, one for each of its inputs: (member index, blob digest)."""
+
+    step: int
+    cut: Digest
+    part: int
+    aggregate: Digest
+    inputs: tuple[tuple[int, Digest], ...]
+    beacon: Digest
+    """The directions are drawn from it (`assignment.projection_seed`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAggregates:
+    """Work out what lines about this peer's own gradient of a step must say, and keep these aggregates for later cases:
+    a blob digest per part, empty for one that is not held."""
+
+    step: int
+    aggregates: tuple[bytes, ...]
+    beacon: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +268,8 @@ Effect = (
     | ComputeFinding
     | CancelWork
     | AggregatePart
+    | ProjectPart
+    | CheckAggregates
     | ApplyUpdate
     | PersistEvidence
     | Refused

@@ -52,6 +52,7 @@ class Code(enum.Enum):
     BAD_PROPOSAL = "bad_proposal"
     BAD_AGGREGATE = "bad_aggregate"
     BAD_REVEAL = "bad_reveal"
+    BAD_PROJECTION = "bad_projection"
     BAD_OUTCOME = "bad_outcome"
     BAD_CERTIFICATE = "bad_certificate"
     LOCKED = "locked"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate, Envelope
+from crowdsurf.protocol.projection import Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class WorkDone:
     parts: tuple[Digest, ...]
     loss: float
     samples: int
+    norms: tuple[float, ...] = ()
+    """Length of every part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,11 @@ class WorkRecomputed:
     parts: tuple[Digest, ...]
     finding: Digest
     """What `finder` must commit to as its validator."""
+    norms: tuple[float, ...] = ()
+    """Length of every part."""
+    lines: tuple[Line | None, ...] = ()
+    """What the aggregators asked about must have said of this work, by part; None where nothing was asked, or the
+    aggregate is not remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,31 @@ class PartAggregated:
     part: int
     digest: Digest
     included: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartProjected:
+    """The lines of an aggregate of ours, one for each of its inputs, and its length."""
+
+    step: int
+    cut: Digest
+    part: int
+    aggregate: Digest
+    norm: float
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatesChecked:
+    """What the lines about this peer's own gradient must say, by part; None where no aggregate was given, nothing at
+    all from a peer that has no gradient in the step."""
+
+    step: int
+    aggregates: tuple[bytes, ...]
+    """As they were asked about."""
+    lines: tuple[Line | None, ...]
+    norms: tuple[float, ...]
+    """Length of every aggregate; 0 where none was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +214,8 @@ Event = (
     | RecomputeFailed
     | FindingKnown
     | PartAggregated
+    | PartProjected
+    | AggregatesChecked
     | PeerGone
     | PeerSeen
     | LeaveAsked

@@ -17,6 +17,8 @@ class Grace:
     def __init__(self, bounds: DeadlineSection, began: float) -> None:
         self._bounds = bounds
         self._over = False
+        self._answer_at: float | None = None
+        self._last_call: float | None = None
         self._until: float | None = None
         self._longest = began + bounds.work_seconds_max + self._after_cut
 
@@ -43,9 +45,27 @@ class Grace:
         if self._until is not None and now >= self._until:
             self._over, self._until = True, None
 
+    def last_call(self, now: float) -> float:
+        """Until when to wait for nonces, seen that so many are open that everybody honest opens its own: one delivery
+        for it to hear of them, one that it still waits, one for its answer."""
+        if self._last_call is None:
+            self._last_call = now + 3 * self._bounds.delivery_seconds
+        return self._last_call
+
+    def may_answer(self, now: float) -> bool:
+        """Whether a member that still waits for aggregates, and has seen that others opened their nonces, opens its
+        own: after half of the time that they leave it."""
+        if self._answer_at is None:
+            self._answer_at = now + self._bounds.delivery_seconds
+        return now >= self._answer_at
+
+    def answered(self) -> None:
+        """This member has opened its nonce."""
+        self._answer_at = None
+
     def next_deadline(self) -> float | None:
-        """When it is over, if it has begun."""
-        return self._until
+        """When it is over, or this member is to answer, whichever is next to come."""
+        return min((time for time in (self._until, self._answer_at) if time is not None), default=None)
 
     def is_over(self, now: float) -> bool:
         """Whether a step may be voided for those who are still silent."""

@@ -68,8 +68,8 @@ BANS_PER_HEADER_MAX = 32
 BANNED_MAX = 1024
 """Banned peers remembered by the roster; beyond them the oldest is forgotten, which probation makes costly to use."""
 
-PROOF_BYTES_MAX = 1024
-"""A proof of equivocation: two payload digests and signatures for one slot."""
+PROOF_BYTES_MAX = 16 * 1024
+"""What an accusation rests on. A projection is the largest: 37 bytes of numbers for each of 256 members."""
 
 ADDRESSES_PER_PEER_MAX = 16
 """Multiaddresses in one DHT record or invite."""

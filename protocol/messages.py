@@ -1,10 +1,10 @@
 """What peers say to each other: frozen structures that are valid once they exist.
 
-The idea: seven signed kinds make a step, two more change the roster, two accuse and judge, and two unsigned packets
+The idea: eight signed kinds make a step, two more change the roster, two accuse and judge, and two unsigned packets
 help a peer that lacks something. Every field is bounded here, so later code never asks "how long can this be?";
 rules that need the roster or the step live where those are known (`step.py`, `chain.py`, `tribunal.py`). SPEC.md §2.
 
-Of the numbers 16 to 31 of `Kind`, those of projections and attestations are still free.
+Of the numbers 16 to 31 of `Kind`, those of attestations are still free.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ View = Annotated[int, msgspec.Meta(ge=0, lt=limits.VIEWS_MAX)]
 MemberIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.ROSTER_PEERS_MAX)]
 Bitmap = Annotated[bytes, msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX // 8)]
 PeerList = Annotated[tuple[PeerBytes, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)]
+LINE_FLOATS = 4
+"""Numbers in a line of a projection: three directions and a length (`projection.PROJECTIONS` + 1)."""
 NamedPeers = Annotated[tuple[PeerBytes, ...], msgspec.Meta(max_length=limits.JOINS_PER_COMMIT_MAX)]
 
 
@@ -41,6 +43,7 @@ class Kind(enum.IntEnum):
     VIEW_CHANGE = 7
     JOIN = 8
     LEAVE = 9
+    PROJECTION = 16
     ACCUSATION = 17
     VERDICT = 18
 
@@ -57,9 +60,15 @@ class Reason(enum.IntEnum):
     """Class B: as validator it committed to something it did not recompute."""
     FALSE_ACCUSATION = 4
     """Accused somebody of what turned out not to be so."""
+    WRONG_AGGREGATE = 5
+    """Class A: the projections it published for its aggregate do not add up to nothing."""
+    WRONG_PROJECTION = 6
+    """Class B: what it published about a contributor's part is not so."""
 
 
 REASONS = frozenset(int(reason) for reason in Reason)
+PROVEN = frozenset((int(Reason.EQUIVOCATION), int(Reason.WRONG_AGGREGATE)))
+"""Reasons of class A: an accusation carries the proof."""
 
 
 def reason_name(reason: int) -> str:
@@ -90,6 +99,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     finding: OptionalDigest = b""
     """Of a validator: digest over its own peer id and the gradient it recomputed. Nothing its target has published
     tells it, so who has not recomputed cannot agree. Empty if it could not, which costs a strike."""
+    norms: Annotated[tuple[float, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
+    """Length of every part of the gradient, where projections are checked: how long an aggregate may be."""
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -119,6 +130,29 @@ class Reveal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     cut: DigestBytes
     nonce: DigestBytes
+    aggregates: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
+    """Where projections are checked: the digest of every aggregate signed so far, empty for one not heard of. An
+    aggregate that nobody can have heard of before the nonces were open may be made to suit them."""
+
+
+class Projection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an aggregator says about its aggregate once the beacon is known (BTARD, message 7; there every contributor
+    says it about itself). `projection.py` has what it must satisfy."""
+
+    cut: DigestBytes
+    part: MemberIndex
+    aggregate: DigestBytes
+    """Blob digest of the aggregate it is about."""
+    included: Bitmap
+    """Members whose part went in, as the aggregate says."""
+    norm: float
+    """Length of the aggregate."""
+    lines: Annotated[
+        tuple[Annotated[tuple[float, ...], msgspec.Meta(min_length=LINE_FLOATS, max_length=LINE_FLOATS)], ...],
+        msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX),
+    ]
+    """For every member that went in, by rising index: the projections of its clipped difference, and the length of the
+    difference before clipping."""
 
 
 class Ban(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -154,6 +188,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Validators that could not recompute what they were to."""
     bans: Annotated[tuple[Ban, ...], msgspec.Meta(max_length=limits.BANS_PER_HEADER_MAX)] = ()
     """Peers that are banned from the next step on, by rising peer id."""
+    projections: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
+    """Payload digest of the projection of every part that counts, where they are checked; else nothing at all."""
 
 
 class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -185,7 +221,8 @@ class Accusation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     step: Step
     """The step it was done in."""
     proof: Annotated[bytes, msgspec.Meta(max_length=limits.PROOF_BYTES_MAX)] = b""
-    """Class A: what convicts by itself (`cases.Proof`); empty for class B."""
+    """Class A: what convicts by itself (`cases.Proof`, or the envelope of a projection); for a wrong projection, what
+    it is about (`cases.Particular`); else empty."""
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -228,13 +265,16 @@ class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     digests: Annotated[tuple[DigestBytes, ...], msgspec.Meta(min_length=1, max_length=limits.WANTS_PER_MESSAGE_MAX)]
 
 
-Payload = Commit | Cut | Aggregate | Reveal | Header | Vote | ViewChange | Join | Leave | Accusation | Verdict
+Payload = (
+    Commit | Cut | Aggregate | Reveal | Projection | Header | Vote | ViewChange | Join | Leave | Accusation | Verdict
+)
 
 PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.COMMIT: Commit,
     Kind.PROPOSAL: Cut,
     Kind.AGGREGATE: Aggregate,
     Kind.REVEAL: Reveal,
+    Kind.PROJECTION: Projection,
     Kind.OUTCOME: Header,
     Kind.VOTE: Vote,
     Kind.VIEW_CHANGE: ViewChange,

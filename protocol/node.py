@@ -7,11 +7,12 @@ a number, so the live daemon, the simulator and a unit test drive the very same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol import events, limits
 from crowdsurf.protocol.auditor import Auditor
+from crowdsurf.protocol.cases import check_objection, is_objection
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.checks import CASE_KINDS, check_slot_form
@@ -46,7 +47,6 @@ from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.membership import Membership
 from crowdsurf.protocol.messages import (
     Certificate,
-    Commit,
     Envelope,
     Header,
     Join,
@@ -56,10 +56,18 @@ from crowdsurf.protocol.messages import (
     indexes_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.step import StepMachine
 
-_ADVANCING = (events.EnvelopeReceived, events.BlobArrived, events.WorkDone, events.PartAggregated)
+_RESULTS: dict[type, Callable[..., None]] = {
+    events.WorkDone: StepMachine.on_work_done,
+    events.PartAggregated: StepMachine.on_part_aggregated,
+    events.PartProjected: StepMachine.on_part_projected,
+    events.AggregatesChecked: StepMachine.on_checked,
+}
+"""What the compute side has done for the step under way."""
+_ADVANCING = (events.EnvelopeReceived, events.BlobArrived, *_RESULTS)
 """Events after which the machine has looked at its table itself."""
 
 
@@ -103,7 +111,7 @@ class Node:
         self._chain_asked_until: float | None = None
         self._announce_at: float | None = None
         self._recovered = Recovered()
-        self.auditor = Auditor(signer, self.chain.run_id, verify, manifest.quorum)
+        self.auditor = Auditor(signer, self.chain.run_id, verify, manifest.quorum, clipping_of(manifest))
         self._leaving = False
         self._asked_to_join = False
         self._leave_asked_step = 0
@@ -135,12 +143,10 @@ class Node:
         """When `handle(Tick(), now)` is due although nothing happened; None if nothing is waited for."""
         if self.finished:
             return None
-        soonest = self.machine.next_deadline() if self.machine is not None else None
-        if self._announce_at is not None and self.catch_up.step == self._step:
-            soonest = self._announce_at if soonest is None else min(soonest, self._announce_at)
-        if self._chain_asked_until is not None:
-            soonest = self._chain_asked_until if soonest is None else min(soonest, self._chain_asked_until)
-        return soonest
+        times = [self._chain_asked_until, self.machine.next_deadline() if self.machine is not None else None]
+        if self.catch_up.step == self._step:
+            times.append(self._announce_at)
+        return min((time for time in times if time is not None), default=None)
 
     @property
     def is_member(self) -> bool:
@@ -180,8 +186,9 @@ class Node:
                 machine.on_blob(event.digest, now)
         elif isinstance(event, events.BlobFailed):
             self._effects += self.catch_up.blob_failed(event.digest, self._reachable())
-        elif machine is not None and isinstance(event, events.WorkDone) and event.step == self._step:
-            machine.on_work_done(event, now)
+        elif type(event) in _RESULTS:
+            if machine is not None and event.step == self._step:  # type: ignore[union-attr]
+                _RESULTS[type(event)](machine, event, now)
         elif machine is not None and isinstance(event, events.WorkFailed) and event.step == self._step:
             machine.on_work_failed()
         elif isinstance(event, events.WorkRecomputed):
@@ -189,12 +196,10 @@ class Node:
                 machine.on_recomputed(event, now)
             self.auditor.on_recomputed(event, self.chain.head)
         elif isinstance(event, events.RecomputeFailed):
-            if machine is not None and event.finder == self.me:
-                machine.on_recompute_failed(event.step, now)
+            if machine is not None:
+                machine.on_recompute_failed(event, now)
         elif isinstance(event, events.FindingKnown):
             self.auditor.on_finding(event, self.chain.head)
-        elif machine is not None and isinstance(event, events.PartAggregated) and event.step == self._step:
-            machine.on_part_aggregated(event, now)
         else:
             self._on_state(event)
         if self.machine is not None and not isinstance(event, _ADVANCING):
@@ -239,8 +244,7 @@ class Node:
             if envelope.sender not in self.chain.head.roster.indexes:
                 raise Refusal(Code.NOT_MEMBER, "only members accuse and judge")
             check_slot_form(envelope)
-            heard = self.machine.transcript if self.machine is not None else None
-            self.auditor.on_message(source, self._open(envelope), self.chain.head, heard)
+            self._on_case_message(source, self._open(envelope), now)
             return
         if envelope.step < self._step:
             self._on_late(source, envelope)
@@ -253,6 +257,15 @@ class Node:
             raise Refusal(Code.NOT_MEMBER, "the sender is not in the roster of this step")
         self._on_step_message(envelope, now)
 
+    def _on_case_message(self, source: PeerId, opened: Opened, now: float) -> None:
+        """What is said about a case; an objection to the step under way is for that step first."""
+        machine, head = self.machine, self.chain.head
+        if machine is not None and opened.envelope.step == self._step and is_objection(opened):
+            check_objection(opened, head.roster, self.chain.run_id, self._verify)
+            machine.on_objection(opened, now)
+        else:
+            self.auditor.on_message(source, opened, head, machine.transcript if machine is not None else None)
+
     def _on_step_message(self, envelope: Envelope, now: float) -> None:
         if self.machine is None:
             return
@@ -260,13 +273,14 @@ class Node:
         check_slot_form(envelope)
         conflict = self.machine.transcript.check_slot(opened)
         if conflict is not None:
-            if isinstance(opened.payload, Commit):
-                self.machine.transcript.add_conflicting(opened)
+            self.machine.transcript.add_conflicting(opened)
             if len(self.evidence) < limits.EVIDENCE_MAX:
                 self.evidence.append(conflict)
             self.auditor.on_conflict(conflict, self.chain.head)
             raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
         self.machine.on_message(opened, now)
+        if envelope.kind == Kind.PROJECTION:
+            self.auditor.on_projection(opened, self.chain.head)
 
     def _keep_early(self, source: PeerId, envelope: Envelope) -> None:
         """A member is ahead of us: keep its messages for the next step, and remember to ask it for the chain."""
@@ -300,7 +314,8 @@ class Node:
             self.membership.on_leave(opened.sender, opened.envelope.step, head)
         self._effects.append(RosterChanged(self.contacts()))
         if self.machine is not None:
-            self.machine.joins, self.machine.leaves = self.membership.joins(head), self.membership.leaves(head)
+            held = self.machine.holdings
+            held.joins, held.leaves = self.membership.joins(head), self.membership.leaves(head)
 
     def _on_want(self, event: events.WantReceived) -> None:
         if self.machine is None or not self._is_contact(event.source):
@@ -350,12 +365,11 @@ class Node:
 
     def _take_convictions(self, now: float) -> None:
         """Do what the auditor wants done, and let the step under way ban whom it convicts."""
-        self._effects += self.auditor.take_effects()
-        machine = self.machine
-        if machine is not None and (self.auditor.has_cases or machine.convictions):
+        self._effects, machine = self._effects + self.auditor.take_effects(), self.machine
+        if machine is not None and (self.auditor.has_cases or machine.holdings.convictions):
             convictions = self.auditor.convictions(self.chain.head)
-            if convictions != machine.convictions:
-                machine.convictions = convictions
+            if convictions != machine.holdings.convictions:
+                machine.holdings.convictions = convictions
                 machine.advance(now)
 
     def _collect(self, now: float) -> None:
@@ -481,9 +495,9 @@ class Node:
         facts = StepFacts(self.manifest, head, self.catch_up.digest)
         machine = StepMachine(facts, self._signer, self.chain.run_id, self._elements, self._timing, now)
         machine.gone = self._gone
-        machine.joins, machine.leaves = self.membership.joins(head), self.membership.leaves(head)
+        machine.holdings.joins, machine.holdings.leaves = self.membership.joins(head), self.membership.leaves(head)
         self.machine = machine
-        machine.convictions = self.auditor.convictions(head)
+        machine.holdings.convictions = self.auditor.convictions(head)
         self._announce_at = now if self._leaving else None
         signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
         self.auditor.recall(signed, head)
@@ -513,7 +527,7 @@ class Node:
             signed = [opened.envelope for opened in self.machine.transcript.own(self.me)]
             ballot = self.machine.ballot
             locks = [(ballot.lock, ballot.lock_view)] if ballot.lock is not None else []
-            heard = list(self.machine.grounds(ballot.lock))
+            heard = list(self.machine.holdings.grounds(ballot.lock))
             self._recovered = Recovered(signed=signed, locks=locks, heard=heard)
 
     def _drop_machine(self) -> None:
@@ -534,7 +548,7 @@ class Node:
         if kind is Kind.LEAVE and self.is_member:
             self.membership.on_leave(self.me, self._step, self.chain.head)
             if self.machine is not None:
-                self.machine.leaves = self.membership.leaves(self.chain.head)
+                self.machine.holdings.leaves = self.membership.leaves(self.chain.head)
 
     def _ask_for_chain(self, now: float) -> None:
         if self._chain_asked_until is not None and now < self._chain_asked_until:

@@ -7,6 +7,7 @@ what is missing (to be asked for) or with a refusal. SPEC R-4.20 to R-4.24.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,7 +21,9 @@ from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.messages import Ban, Commit, Cut, Header, bitmap_of, indexes_of
-from crowdsurf.protocol.roster import admitted, withheld
+from crowdsurf.protocol.projection import Clipping, clipping_of
+from crowdsurf.protocol.roster import admitted, quorum_of, withheld
+from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
 
 _NOBODY: Mapping[bytes, Ban] = {}
@@ -38,7 +41,7 @@ class CutFacts(NamedTuple):
     """Those of them whose gradients go in: all but the validators."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepFacts:
     """What everyone knows when a step begins."""
 
@@ -54,6 +57,11 @@ class StepFacts:
     @property
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
+
+    @functools.cached_property
+    def clipping(self) -> Clipping | None:
+        """How aggregates are checked; None if they are not."""
+        return clipping_of(self.manifest)
 
     def of_cut(self, cut: Cut) -> CutFacts:
         """What follows from a cut of this step."""
@@ -79,10 +87,12 @@ class Missing(NamedTuple):
     """Payload digests (or blob digests of aggregates) to ask for with a Want."""
     blobs: tuple[tuple[int, Digest], ...]
     """(part, blob digest) of aggregates to fetch."""
+    unchecked: tuple[tuple[int, Digest], ...] = ()
+    """(part, blob digest) of aggregates that are held and have to be looked at."""
 
     @property
     def nothing(self) -> bool:
-        return not self.messages and not self.blobs
+        return not self.messages and not self.blobs and not self.unchecked
 
 
 def build_header(
@@ -92,18 +102,20 @@ def build_header(
     cut_name: Digest,
     cut: Cut,
     convictions: Mapping[bytes, Ban] = _NOBODY,
+    scrutiny: Scrutiny | None = None,
 ) -> Header:
     """The header of a cut from what is held: parts without aggregate are void, nonces not revealed are empty; if one
-    is, everything is void. Who is convicted is banned."""
+    is, everything is void. Who is convicted is banned. With a `scrutiny` only those parts count with which nothing is
+    wrong."""
     size = len(facts.peers)
     contributors = [index for index, _ in cut.commits]
     commits = transcript.commits_in(cut, facts.peers)
     nonces = tuple(_opened_nonce(facts, transcript, commits, index) for index in range(size))
-    parts = [b""] * size
-    if all(nonces[index] for index in contributors):
-        parts = _held_aggregates(facts, transcript, blobs, cut_name, cut)
+    head, is_void = facts.head, not all(nonces[index] for index in contributors)
+    counting: list[tuple[bytes, bytes]] = [(b"", b"")] * size
+    if not is_void:
+        counting = [counts(facts, transcript, blobs, cut_name, cut, part, scrutiny) for part in range(size)]
     joined, left = membership_changes(facts, transcript, cut)
-    head = facts.head
     header = Header(
         step=head.step,
         previous=head.previous,
@@ -111,24 +123,72 @@ def build_header(
         state=facts.state,
         cut=cut_name,
         contributors=bitmap_of(contributors, size),
-        parts=tuple(parts),
+        parts=tuple(aggregate for aggregate, _ in counting),
         nonces=nonces,
-        beacon=next_beacon(head.beacon, nonces),
+        beacon=next_beacon(head.beacon, () if is_void else nonces),
         joined=joined,
         left=left,
         next_roster=b"",
         excused=bitmap_of(excused(commits), size),
         bans=_bans(convictions, facts.peers, joined),
+        projections=tuple(projection for _, projection in counting) if scrutiny is not None else (),
     )
     following = following_roster(head, header, facts.manifest.missed_steps_max)
     return msgspec.structs.replace(header, next_roster=following.digest)
 
 
-def _held_aggregates(
-    facts: StepFacts, transcript: Transcript, blobs: set[bytes], cut_name: Digest, cut: Cut
-) -> list[bytes]:
-    said = (transcript.aggregate(cut_name, part, peer) for part, peer in enumerate(facts.duties(cut)))
-    return [one.digest if one is not None and one.digest in blobs else b"" for one in said]
+def counts(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    cut_name: Digest,
+    cut: Cut,
+    part: int,
+    scrutiny: Scrutiny | None,
+) -> tuple[bytes, bytes]:
+    """The aggregate of a part, and the projection that vouches for it, as far as this member is content with them; both
+    empty if it is not (SPEC R-4.20, R-5.4)."""
+    aggregator, nothing = facts.duties(cut)[part], (b"", b"")
+    if scrutiny is None:
+        said = transcript.aggregate(cut_name, part, aggregator)
+        return (said.digest, b"") if said is not None and said.digest in blobs else nothing
+    name = transcript.named_aggregate(cut_name, part, enough_reveals(facts))
+    aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
+    shown = transcript.projection(cut_name, part, aggregator)
+    if aggregate is None or shown is None or name not in blobs or not scrutiny.is_known(aggregate.digest):
+        return nothing
+    commits = transcript.commits_in(cut, facts.peers)
+    wrong = scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown)
+    wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
+    return nothing if wrong else (aggregate.digest, shown.digest)
+
+
+def heard_aggregates(facts: StepFacts, transcript: Transcript, cut_name: Digest) -> tuple[bytes, ...]:
+    """The aggregates of a cut that this member has heard of, by part; empty for others."""
+    cut = transcript.cut(cut_name)
+    duties = facts.duties(cut) if cut is not None else ()
+    said = [transcript.aggregate(cut_name, part, peer) for part, peer in enumerate(duties)]
+    names = tuple(one.digest if one is not None else b"" for one in said)
+    return names or (b"",) * len(facts.peers)
+
+
+def enough_reveals(facts: StepFacts) -> int:
+    """So many members that somebody honest is among them, as long as a quorum is honest."""
+    return len(facts.peers) - quorum_of(len(facts.peers), facts.manifest.quorum) + 1
+
+
+def is_objected(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut, aggregator: PeerId) -> bool:
+    """Whether a contributor has said that what this aggregator published about it is false (SPEC R-5.5)."""
+    contributors = {facts.peers[index] for index, _ in cut.commits}
+    return bool(contributors & transcript.objectors(name, aggregator))
+
+
+def opened_beacon(facts: StepFacts, transcript: Transcript, cut: Cut) -> Digest | None:
+    """The beacon of the step once all its nonces are open."""
+    commits = transcript.commits_in(cut, facts.peers)
+    nonces = tuple(_opened_nonce(facts, transcript, commits, index) for index in range(len(facts.peers)))
+    is_open = all(nonces[index] for index, _ in cut.commits)
+    return next_beacon(facts.head.beacon, nonces) if is_open else None
 
 
 def _bans(convictions: Mapping[bytes, Ban], members: tuple[PeerId, ...], joined: tuple[bytes, ...]) -> tuple[Ban, ...]:
@@ -175,6 +235,7 @@ def examine(
     blobs: set[bytes],
     header: Header,
     convictions: Mapping[bytes, Ban] = _NOBODY,
+    scrutiny: Scrutiny | None = None,
 ) -> Missing:
     """What is missing to vote for a header; `Missing.nothing` means it is complete and correct.
 
@@ -201,6 +262,8 @@ def examine(
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven:
         return Missing(tuple(unproven), ())
+    if scrutiny is not None:
+        return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny)
     return _missing_aggregates(facts, transcript, blobs, header, cut)
 
 
@@ -230,7 +293,48 @@ def _missing_aggregates(
     return Missing(tuple(messages), tuple(lacking))
 
 
-def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header) -> list[tuple[PeerId, str]]:
+def _missing_proofs(
+    facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header, cut: Cut, scrutiny: Scrutiny
+) -> Missing:
+    """As `_missing_aggregates`, where aggregates are checked: what is lacking to be content with every part that
+    counts. Raises Refusal for a part that must not count."""
+    messages, lacking, unchecked = [], [], []
+    commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
+    for part, aggregator in enumerate(facts.duties(cut)):
+        name = header.parts[part]
+        if not name:
+            continue
+        if transcript.named_aggregate(header.cut, part, enough) != name:
+            if len({said.sender for said in transcript.reveals_of(header.cut)}) >= len(cut.commits):
+                raise Refusal(Code.BAD_OUTCOME, f"the aggregate of part {part} is not what the members had heard of")
+            messages.append(Digest(header.cut))  # the reveals come with it
+            continue
+        aggregate = transcript.aggregate_with(header.cut, part, aggregator, name)
+        shown = transcript.projection_with(header.projections[part])
+        if aggregate is None:
+            messages.append(Digest(name))
+        if shown is None:
+            messages.append(Digest(header.projections[part]))
+        if name not in blobs:
+            lacking.append((part, Digest(name)))
+        elif not scrutiny.is_known(name):
+            unchecked.append((part, Digest(name)))
+        if aggregate is None or shown is None:
+            continue
+        if shown.sender != aggregator or scrutiny.is_unproven(shown, aggregate, commits):
+            raise Refusal(Code.BAD_OUTCOME, f"nothing vouches for the aggregate of part {part}")
+        if scrutiny.is_false(shown) or is_objected(facts, transcript, header.cut, cut, aggregator):
+            raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
+    return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
+
+
+def overlooked(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    scrutiny: Scrutiny | None = None,
+) -> list[tuple[PeerId, str]]:
     """Work the header leaves out although this voter holds it: (whose, what), empty when nothing was dropped.
 
     A voter that holds an aggregate or a nonce does not sign a header without it, so a proposer alone cannot
@@ -241,8 +345,10 @@ def overlooked(facts: StepFacts, transcript: Transcript, blobs: set[bytes], head
         return []
     dropped = []
     for part, aggregator in enumerate(facts.duties(cut)) if not withheld(header) else ():
-        said = transcript.aggregate(header.cut, part, aggregator)
-        if said is not None and not header.parts[part] and said.digest in blobs:
+        if header.parts[part]:
+            continue
+        held, _ = counts(facts, transcript, blobs, Digest(header.cut), cut, part, scrutiny)
+        if held:
             dropped.append((aggregator, "aggregate"))
     commits = transcript.commits_in(cut, facts.peers)
     for index in commits:

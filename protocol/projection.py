@@ -14,16 +14,18 @@ sit in two equal coordinates (they cancel), so k directions would miss 2^-k of t
 What is not seen. A wrong v leaves a remainder r = sum_i clip_tau(g_i - v), near n * displacement while few rows are
 clipped. With x = tolerance / |r| one direction misses it with probability of about 0.8 x if r is spread over many
 coordinates (normal density at 0, both sides), and of at most (1 + SPREAD * sqrt(2) * x) / 256 if it sits in two equal
-ones. A contributor that helps a lying aggregator can take over any imbalance up to TAIL * tau: against that,
-`delta_max`.
+ones. A contributor that helps a lying aggregator can take over any imbalance up to TAIL * tau: against that, `longest`.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from crowdsurf.protocol import limits
+from crowdsurf.protocol.manifest import Manifest
 
 PROJECTIONS = 3
 """Directions per part. A remainder 150 times the tolerance is missed with at most (1/256 + 0.82/150)^3 = 8e-7, one of
@@ -47,8 +49,19 @@ FLOAT32_MAX = (2.0 - 2.0**-23) * 2.0**127
 FLOAT32_DENORMAL_ROUNDING = 2.0**-150
 """Largest absolute error of rounding to float32 where numbers are too small for a relative one."""
 
+RULE_RADIUS = 1.0
 RULE_RESIDUAL = 1e-6
-"""Default of CenteredClip's parameter `tolerance`."""
+"""Defaults of CenteredClip's parameters `tau` and `tolerance`."""
+
+PART_ELEMENTS_MAX = limits.BLOB_BYTES_MAX // 4
+"""What every check here assumes of the length of a part: more elements only mean more rounding, 9e-7 of a clipped
+length at this size, far below CLIP_ERROR. So nobody has to be asked, or believed, how long a part is."""
+
+LENGTH_SLACK = 1.01
+"""An honest v satisfies its identity up to `tolerance` only; that is less than a hundredth of its length, because of
+256 members at most one pulls back unopposed."""
+LENGTH_SPREAD = 4.0
+"""How far the lengths of honest contributions to one part may differ; see `longest`."""
 
 CLIP_ERROR = 2.0**-16
 """Relative error of a clip factor tau / |g_i - v| in the rule, which has its distances from inner products.
@@ -60,10 +73,6 @@ for a row at distance d > tau: at most 2^-16 for tau >= 2^-12 |g_i|; down to tau
 than a sixth of their norm, and 2^-14 for rows of equal numbers, so it does not hold for rows that somebody crafted;
 and a residual near nothing may be rounding, so the rule may stop too early."""
 
-SPAN_MEDIANS = 8
-SPAN_FACTOR = 4.0
-"""See `delta_max`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -71,6 +80,28 @@ class Line:
 
     projections: tuple[float, ...]
     norm: float
+
+
+class Clipping(NamedTuple):
+    """What the rule of a run does to differences, as far as projections can check it."""
+
+    radius: float
+    """tau; infinite for the mean."""
+    residual: float
+    """The rule's own parameter `tolerance`."""
+
+
+def clipping_of(manifest: Manifest) -> Clipping | None:
+    """How aggregates of a run are checked; None if they are not: nobody is audited, or its rule knows no identity."""
+    parameters = manifest.rule.parameters
+    if not manifest.audit.rate:
+        return None
+    if manifest.rule.name == "mean":
+        return Clipping(math.inf, 0.0)
+    if manifest.rule.name == "centered_clip":
+        radius, residual = parameters.get("tau", RULE_RADIUS), parameters.get("tolerance", RULE_RESIDUAL)
+        return Clipping(float(radius), float(residual))
+    return None
 
 
 def tolerance(
@@ -120,7 +151,7 @@ def summing_roundings(elements: int) -> int:
 
 def balance_problem(
     lines: Sequence[Line],
-    radius: float | None,
+    radius: float,
     aggregate_norm: float,
     elements: int,
     residual: float = RULE_RESIDUAL,
@@ -128,10 +159,8 @@ def balance_problem(
     """Why these lines, one per included contributor, cannot come from an honest aggregator; None if they can.
 
     `aggregate_norm` must be the norm of the published v: whoever holds v compares it, because a larger one buys
-    tolerance. `radius` is None for rules without the identity, which are not checked. Any numbers may be in `lines`.
+    tolerance. Any numbers may be in `lines`.
     """
-    if radius is None:
-        return None
     span_max = math.sqrt(elements) * FLOAT32_MAX * (1.0 + 1e-6)
     if not 0.0 <= aggregate_norm <= span_max:
         return f"norm {aggregate_norm:g} of the aggregate is not that of {elements} float32 numbers"
@@ -175,23 +204,47 @@ def line_problem(claimed: Line, own: Line, radius: float, elements: int) -> str 
     return None
 
 
-def delta_max(medians: Sequence[float], radius: float) -> float:
-    """Distance from v beyond which a norm is suspicious; a part is examined if more than half of its norms are.
+def longest(norms: Sequence[float], included: Sequence[float], radius: float) -> float:
+    """Length that no honest v exceeds; an aggregate that does counts for nothing. (BTARD's verification 3.)
 
-    `medians` holds one number per past step, oldest first: the median over the parts of each part's median norm. Only
-    the last 8 count.
+    `norms` are the lengths all contributors have committed to for this part, `included` those of them that went in. Let
+    G be the shortest length that k, more than half, of the m included ones do not exceed, and V = |v|. In the direction
+    of v each of those k pulls back, unclipped with at least V - G, clipped with at least tau sqrt(1 - (G / V)^2), which
+    is the slope of a line that touches the ball of radius G; each of the others pulls forward with at most tau, and all
+    of that adds up to nothing. With r = (m - k) / k, V is therefore at most G + r tau or at most G / sqrt(1 - r^2).
 
-    Why more than half: with an honest majority, one honest contributor is then among those below, and it has checked
-    its line, so v lies within delta_max of an honest part; and liars, less than half, cannot raise this alarm alone.
-    Why medians of medians: with fewer than half liars the median of an honest aggregator's part lies among honest
-    norms, and so does the median over parts, most of which are honest. One median of all norms of all parts would not
-    do: at 30 % liars half of those are theirs. The median of 8 steps does not follow a burst.
-    Why times 4: honest norms may double twice within 8 steps (a spike, a smaller batch) without an alarm.
-    Why plus the radius: fewer than half liars may pull an honest v by up to b tau / (n - b) < tau, whatever the norms
-    were, so very small ones in the past (a swarm that agreed) cause no alarm.
-    Before any history it is infinite: nothing is known about the scale of gradients, and a guess would accuse honest
-    peers.
+    A lying aggregator can leave out whom it likes, so that G is its choice. But more than half of the contributors are
+    honest, so the median of all their `norms` is that of honest parts, whatever liars say, and G counts as no more than
+    LENGTH_SPREAD times that. An honest aggregator could only trip over it if honest lengths differed by as much, and
+    parts were kept from it besides.
+
+    This is what lies can do to the rule anyway: an aggregator that lies gets no further than liars among its inputs.
+    Lengths come from the step itself, so no history has to be agreed on and a sudden change of scale trips nothing.
     """
-    if not medians:
+    if not norms or not included:
+        return 0.0
+    near = len(included) // 2 + 1
+    short = min(sorted(included)[near - 1], LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
+    ratio = (len(included) - near) / near
+    if math.isinf(radius):
         return math.inf
-    return SPAN_FACTOR * statistics.median(medians[-SPAN_MEDIANS:]) + radius
+    return LENGTH_SLACK * max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2))
+
+
+def projection_problem(lines: Sequence[Line], norm: float, clipping: Clipping) -> str | None:
+    """Why a message of an aggregator cannot come from an honest one, seen from nothing but the message; None if it can.
+    (BTARD's verification 2.)"""
+    return balance_problem(lines, clipping.radius, norm, PART_ELEMENTS_MAX, clipping.residual)
+
+
+def wrong_norm(claimed: float, own: float) -> bool:
+    """Whether the length an aggregator claims for its aggregate is not that of the bytes; one that is not finite has
+    none."""
+    allowed = 2.0 * summing_roundings(PART_ELEMENTS_MAX) * FLOAT64_ROUNDING * own
+    return not math.isfinite(own) or not abs(claimed - own) <= allowed
+
+
+def wrong_line(claimed: Line, own: Line, clipping: Clipping) -> bool:
+    """Whether a line is not what its contributor, or whoever has done its work again, works out. (BTARD's verification
+    1, with the sides exchanged.)"""
+    return line_problem(claimed, own, clipping.radius, PART_ELEMENTS_MAX) is not None

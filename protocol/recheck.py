@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from crowdsurf.protocol.beacon import nonce_digest
-from crowdsurf.protocol.cases import Record, audit_in_question
+from crowdsurf.protocol.cases import Record, question_of
 from crowdsurf.protocol.chain import Audit, Chain, Head, genesis
 from crowdsurf.protocol.envelope import Opened, Slot, Verify, open_envelope
 from crowdsurf.protocol.errors import Code, Refusal
@@ -21,6 +21,7 @@ from crowdsurf.protocol.evidence import Evidence, EvidenceFile
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import (
+    PROVEN,
     Accusation,
     Ban,
     Certificate,
@@ -28,10 +29,10 @@ from crowdsurf.protocol.messages import (
     Envelope,
     Kind,
     Payload,
-    Reason,
     Verdict,
     indexes_of,
 )
+from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.tribunal import Tribunal
 
@@ -104,8 +105,8 @@ def recheck(evidence: Evidence, past: Iterable[Certificate], manifest: Manifest,
     accusation = said.payload
     if not isinstance(accusation, Accusation) or accusation.step > evidence.certificate.header.step:
         raise Refusal(Code.BAD_ACCUSATION, "the accusation is about a step after the ban")
-    tribunal = Tribunal(run_id, counting)
-    proven = accusation.reason == Reason.EQUIVOCATION
+    tribunal = Tribunal(run_id, counting, clipping_of(manifest))
+    proven = accusation.reason in PROVEN
     # The founding roster, because nobody in it is banned: the accusation was heard before the ban, maybe before others.
     if proven:
         tribunal.accuse(said, genesis(manifest).roster)
@@ -131,7 +132,7 @@ def recheck(evidence: Evidence, past: Iterable[Certificate], manifest: Manifest,
         accused=PeerId(accusation.accused),
         charge=accusation.reason,
         said_in=said.envelope.step,
-        audit=None if proven else audit_in_question(accusation, said.sender, record),
+        audit=None if proven else question_of(accusation, said.sender, record, run_id, counting).audit,
         commit=commit,
         members=len(roster),
         quorum=quorum,
@@ -152,7 +153,7 @@ def _check_form(evidence: Evidence, run_id: bytes) -> None:
         raise Refusal(Code.BAD_ACCUSATION, "the header in the evidence does not ban this peer for this")
     if len({envelope.sender for envelope in evidence.verdicts}) < len(evidence.verdicts):
         raise Refusal(Code.DUPLICATE, "a member has two verdicts in the evidence")
-    proven = evidence.accusation.subject[:1] == bytes([Reason.EQUIVOCATION])
+    proven = int.from_bytes(evidence.accusation.subject[:1], "big") in PROVEN
     if len(evidence.exhibits) > (0 if proven else 1) or (proven and evidence.verdicts):
         raise Refusal(Code.MALFORMED, "the evidence has more in it than belongs to it")
 
@@ -174,6 +175,9 @@ def _replay(
     for certificate in itertools.chain(earlier, (last,)):
         before = chain.head
         chain.extend(certificate, verify)
+        if record is not None:
+            owed = tuple(audit for audit in chain.head.audits if audit.step == step)
+            record = record._replace(audits=(*record.audits, *owed))
         if before.step == step:
             record = Record(before, certificate.header, chain.head.audits, {})
     if record is None:

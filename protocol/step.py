@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crowdsurf.protocol import assignment, checks, limits
+from crowdsurf.protocol import assignment, checks
 from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
-from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.cases import projection_subject, subject_of
 from crowdsurf.protocol.deadlines import Timing
 from crowdsurf.protocol.effects import (
-    AggregatePart,
     ComputeWork,
     Effect,
-    ExpectAggregate,
     FetchBlob,
     PersistLock,
     PersistSigned,
@@ -27,33 +25,36 @@ from crowdsurf.protocol.effects import (
     Refused,
     SendBlob,
     SendEnvelope,
-    SendWant,
 )
 from crowdsurf.protocol.envelope import Opened, Signer
 from crowdsurf.protocol.errors import Code, Refusal
-from crowdsurf.protocol.events import PartAggregated, WorkDone, WorkRecomputed
+from crowdsurf.protocol.events import (
+    AggregatesChecked,
+    PartAggregated,
+    PartProjected,
+    RecomputeFailed,
+    WorkDone,
+    WorkRecomputed,
+)
 from crowdsurf.protocol.grace import Grace
+from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import (
     Aggregate,
-    Ban,
     Certificate,
     Commit,
     Cut,
-    Envelope,
     Header,
     Kind,
     Payload,
-    Reveal,
     ViewChange,
     Vote,
     bitmap_of,
     header_digest,
 )
-from crowdsurf.protocol.outcome import Missing, StepFacts, build_header, examine, overlooked
+from crowdsurf.protocol.outcome import Missing, StepFacts
 from crowdsurf.protocol.roster import quorum_of, withheld
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
-from crowdsurf.protocol.transcript import Transcript
 from crowdsurf.protocol.voice import Voice
 
 _BACKOFF_DOUBLINGS_MAX = 6
@@ -80,27 +81,23 @@ class StepMachine:
         self._timing = timing
         self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
-        self.transcript = Transcript()
+        self.holdings = Holdings(facts, signer.peer_id)
+        self.transcript, self._blobs = self.holdings.transcript, self.holdings.blobs
         self.ballot = Ballot(facts.peers, self.quorum)
         self._elements = elements
-        order = assignment.proposers(facts.head.beacon, facts.head.roster)
-        self._proposers = [facts.peers[index] for index in order]
+        head = facts.head
+        self._proposers = [facts.peers[i] for i in assignment.proposers(head.beacon, head.roster, head.step)]
         self.effects: list[Effect] = []
         self.certificate: Certificate | None = None
-        self.joins: set[PeerId] = set()
-        self.leaves: set[PeerId] = set()
         self.gone: set[PeerId] = set()
-        self.convictions: dict[bytes, Ban] = {}
-        """Bans this member knows the evidence for, by case."""
+        self._scrutiny = self.holdings.scrutiny
         self._audit = facts.head.audit_of(signer.peer_id)
-        self._blobs: set[bytes] = set()
         self._began = now
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self._asking = Asking(now, timing.delivery_seconds)
-        self._pulled = False
-        self._work_failed = False
+        self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
+        self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
         self._open_view = 0
         """The newest view a quorum has asked for, as far as this member knows: the one whose wait has begun."""
@@ -158,33 +155,27 @@ class StepMachine:
     def on_work_done(self, event: WorkDone, now: float) -> None:
         """Sign and send the commit, unless the step went on without this peer."""
         self._blobs.update(event.parts)
-        self._commit(event.parts, event.loss, event.samples, b"", now)
+        self._commit(event, now)
 
     def on_recomputed(self, event: WorkRecomputed, now: float) -> None:
         """Of a validator: sign and send what it found."""
-        if event.finder == self.me and self._audit is not None and event.step == self._audit.step:
-            self._commit((), 0.0, 0, event.finding, now)
+        if self._is_audited(event):
+            self._commit(event, now)
 
-    def on_recompute_failed(self, step: int, now: float) -> None:
+    def on_recompute_failed(self, event: RecomputeFailed, now: float) -> None:
         """Of a validator: be in the step all the same, without a finding."""
-        if self._audit is not None and step == self._audit.step:
-            self._commit((), 0.0, 0, b"", now)
+        if self._is_audited(event):
+            self._commit(None, now)
 
-    def _commit(self, parts: tuple[Digest, ...], loss: float, samples: int, finding: bytes, now: float) -> None:
+    def _is_audited(self, event: WorkRecomputed | RecomputeFailed) -> bool:
+        """Whether this is the audit of this step, and not work done again for a case of the same member's."""
+        audit = self._audit
+        return audit is not None and (event.finder, event.step, event.seed) == (self.me, audit.step, audit.seed)
+
+    def _commit(self, work: WorkDone | WorkRecomputed | None, now: float) -> None:
         if self.phase not in (Phase.WORK, Phase.COMMIT, Phase.PROPOSE):
             return
-        commit = Commit(
-            previous=self.facts.head.previous,
-            state=self.facts.state,
-            parts=parts,
-            nonce_digest=nonce_digest(self._voice.nonce()),
-            loss=loss,
-            samples=samples,
-            finding=finding,
-            joins=tuple(sorted(self.joins))[: limits.JOINS_PER_COMMIT_MAX],
-            leaves=tuple(sorted(self.leaves))[: limits.JOINS_PER_COMMIT_MAX],
-        )
-        self._say(Kind.COMMIT, 0, b"", commit)
+        self._say(Kind.COMMIT, 0, b"", self.holdings.commit(self._voice.nonce(), work))
         self._timing.work.observe(now - self._began)
         if self.phase is Phase.WORK:
             self._move(Trigger.WORK_DONE, now)
@@ -195,10 +186,11 @@ class StepMachine:
         self._work_failed = True
 
     def on_blob(self, digest: bytes, now: float) -> None:
-        """A blob this step may be waiting for is held now."""
+        """Bytes this step may be waiting for are here."""
         self._blobs.add(digest)
         if self.accepted is not None:
             self._timing.transfer.observe(now - self.accepted.schedule.accepted)
+            self.accepted.on_blob(digest)
         self.advance(now)
 
     def on_part_aggregated(self, event: PartAggregated, now: float) -> None:
@@ -207,8 +199,28 @@ class StepMachine:
         included = bitmap_of(list(event.included), len(self.facts.peers))
         subject = event.cut + event.part.to_bytes(2, "big")
         if self._say(Kind.AGGREGATE, 0, subject, Aggregate(event.cut, event.part, event.digest, included)):
-            self.effects.append(SendBlob(self._others(), event.step, event.digest))
+            self.effects.append(SendBlob(self._asking.others(), event.step, event.digest))
         self.advance(now)
+
+    def on_part_projected(self, event: PartProjected, now: float) -> None:
+        """Publish the lines of an own aggregate, if they are good."""
+        said = self.transcript.aggregate(event.cut, event.part, self.me)
+        if self._scrutiny is not None and said is not None:
+            projection = self._scrutiny.publishable(event, said.included)
+            if projection is not None:
+                self._say(Kind.PROJECTION, 0, projection_subject(projection), projection)
+        self.advance(now)
+
+    def on_checked(self, event: AggregatesChecked, now: float) -> None:
+        """What this member makes of aggregates."""
+        self._scrutiny.on_checked(event) if self._scrutiny is not None else None
+        self.advance(now)
+
+    def on_objection(self, opened: Opened, now: float) -> None:
+        """Keep an objection that holds together; it becomes a case when the step is over. Raises Refusal."""
+        if self.transcript.check_slot(opened) is None:
+            self.transcript.add(opened)
+            self.advance(now)
 
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
@@ -234,10 +246,10 @@ class StepMachine:
             return self._commits_trigger(late, now)
         if self.phase is Phase.PROPOSE:
             return self._propose_trigger(late, now)
-        if self.phase is Phase.PROJECT:
-            return Trigger.CHECKS_DONE
         if self.phase is Phase.SIGN or accepted is None:
             return Trigger.VIEW_CHANGED if late else None
+        if self.phase is Phase.PROJECT:
+            return Trigger.CHECKS_DONE if late or accepted.has_scrutinized(self.gone) else None
         if self.phase is Phase.EXCHANGE:
             return Trigger.PARTS_IN if late or next(self.parts_lacking(), None) is None else None
         if self.phase is Phase.AGGREGATE:
@@ -264,23 +276,19 @@ class StepMachine:
         return Trigger.VIEW_CHANGED if late else None
 
     def parts_lacking(self) -> Iterator[Input]:
-        """Inputs this member still waits for."""
-        return self.accepted.parts_lacking(self._blobs, self.gone) if self.accepted is not None else iter(())
+        """Inputs this member waits for."""
+        return self.accepted.parts_lacking(self.gone) if self.accepted is not None else iter(())
 
     def aggregates_lacking(self) -> Iterator[int]:
         """Parts whose aggregate this member still waits for."""
-        return self.accepted.aggregates_lacking(self._blobs, self.gone) if self.accepted is not None else iter(())
+        return self.accepted.aggregates_lacking(self.gone) if self.accepted is not None else iter(())
 
     def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed."""
         members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
-        return (
-            peer
-            for peer, member in members
-            if peer not in self.transcript.commits
-            and peer not in self.gone
-            and (member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
-        )
+        here = self.transcript.commits.keys() | self.gone
+        awaited = (peer for peer, member in members if member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
+        return (peer for peer in awaited if peer not in here)
 
     # --- entering phases ---------------------------------------------------------------------------------
 
@@ -300,9 +308,12 @@ class StepMachine:
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
         elif target is Phase.AGGREGATE and self.accepted is not None:
-            self._enter_aggregate(self.accepted)
+            self._deadline = self.accepted.schedule.aggregates
+            self.effects += self.accepted.to_aggregate(self.gone)
         elif target is Phase.REVEAL and self.accepted is not None:
             self._enter_reveal(self.accepted)
+        elif target is Phase.PROJECT and self.accepted is not None:
+            self._deadline = self.accepted.schedule.projections
 
     def _enter_exchange(self, now: float) -> None:
         found = self._acceptable_cut()
@@ -313,59 +324,67 @@ class StepMachine:
         self._grace.on_cut(now)
         known = self._cuts.get(name)
         if known is None:
-            schedule = lay_out(now, self._timing.transfer.bound_seconds(), self._timing.delivery_seconds)
-            known = self._cuts[name] = AcceptedCut(self.facts, self.transcript, self.me, name, cut, schedule)
-            self.effects += known.opening(self._blobs, self._elements)
+            transfer, delivery = self._timing.transfer.bound_seconds(), self._timing.delivery_seconds
+            schedule = lay_out(now, transfer, delivery, self._scrutiny is not None)
+            known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
+            self.effects += known.opening(self._elements)
         self.accepted = known
         self._deadline = known.schedule.parts
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
             if heard == name and isinstance(opened.payload, Aggregate):
                 self._expect_aggregate(opened.payload, sender)
 
-    def _enter_aggregate(self, accepted: AcceptedCut) -> None:
-        self._deadline = accepted.schedule.aggregates
-        rows: dict[int, list[tuple[int, Digest]]] = {}
-        for item in accepted.inputs:
-            if item.digest in self._blobs:
-                rows.setdefault(item.part, []).append((item.member, item.digest))
-        for part, inputs in rows.items():
-            if part not in accepted.aggregating:
-                accepted.aggregating.add(part)
-                self.effects.append(AggregatePart(self.facts.head.step, accepted.name, part, tuple(inputs)))
-
     def _enter_reveal(self, accepted: AcceptedCut) -> None:
         self._deadline = accepted.schedule.reveals
+        accepted.give_up_aggregates(self.gone)
         if self.me in accepted.contributors:
-            self._say(Kind.REVEAL, 0, b"", Reveal(accepted.name, self._voice.nonce()))
+            self._reveal(accepted.name)
 
-    def _reveal_with_others(self) -> None:
+    def _reveal_with_others(self, now: float) -> None:
         """So many have opened their nonce that an honest one is among them: open ours too, whatever is still awaited
-        here. Else somebody whose parts are withheld would be late, and lose its place for it (SPEC R-4.18)."""
-        cut, mine = self.transcript.revealed_cut, self.transcript.commit_of(self.me)
-        if cut is not None and mine is not None and self._enough_reveals():
-            self._say(Kind.REVEAL, 0, b"", Reveal(cut, self._voice.nonce()))
+        here. Else somebody whose parts are withheld would be late, and lose its place for it (SPEC R-4.18). Where
+        aggregates are checked they count only if they were heard of before; honest ones that are under way are given a
+        moment."""
+        if not self.holdings.enough_reveals():
+            return
+        if self.phase is Phase.REVEAL:
+            self._deadline = min(self._deadline, self._grace.last_call(now))
+        cut = self.transcript.revealed_cut
+        if cut is None or self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
+            return
+        if self._scrutiny is None or self._grace.may_answer(now):
+            self._reveal(cut)
+
+    def _reveal(self, cut: Digest) -> None:
+        self._say(Kind.REVEAL, 0, b"", self.holdings.reveal(cut, self._voice.nonce()))
+        self._grace.answered()
 
     def _may_void(self, header: Header, now: float) -> bool:
         """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""
         silent = tuple(self.facts.peers[index] for index in withheld(header))
-        if silent and not self._grace.has_begun and self._enough_reveals():
+        if silent and not self._grace.has_begun and self.holdings.enough_reveals():
             self._grace.begin(now)
             for opened in self.transcript.of_kind(Kind.REVEAL):
                 self.effects.append(SendEnvelope(tuple(peer for peer in silent if peer != self.me), opened.envelope))
         return not silent or self._grace.is_over(now)
 
-    def _enough_reveals(self) -> bool:
-        """Whether an honest member is among those that have opened their nonce."""
-        return len(self.transcript.reveals) > len(self.facts.peers) - self.quorum
+    def _scrutinize(self, accepted: AcceptedCut) -> None:
+        """Work out what is to be known about aggregates, object to what is false."""
+        effects, objections = accepted.scrutinize()
+        self.effects += effects
+        for accusation in objections:
+            self._say(Kind.ACCUSATION, 0, subject_of(accusation), accusation)
 
     # --- acting inside a phase ---------------------------------------------------------------------------
 
     def _act(self, now: float) -> None:
         """What a phase does besides waiting: propose, pull, vote, certify."""
-        self._reveal_with_others()
+        self._reveal_with_others(now)
+        accepted = self.accepted
+        if accepted is not None and self._scrutiny is not None:
+            self._scrutinize(accepted)
         if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
             self._propose_cut()
-        accepted = self.accepted
         if self.phase is Phase.EXCHANGE and accepted is not None and not self._pulled and now >= accepted.schedule.pull:
             self._pulled = True
             for item in self.parts_lacking():
@@ -381,17 +400,13 @@ class StepMachine:
         view = self.ballot.view
         if not self.ballot.may_propose() or self._voice.has_said(Kind.PROPOSAL, view):
             return
-        required = self.ballot.strongest_lock(self._believable)
+        required = self.ballot.strongest_lock(self.holdings.is_believable)
         if required is not None:
             self._say(Kind.OUTCOME, view, b"", required)
             return
         cut = self.accepted.cut if self.accepted is not None else None
         if cut is None and len(self.transcript.commits) >= self.quorum:
-            peers = self.facts.peers
-            commits = [
-                (i, self.transcript.commits[p].digest) for i, p in enumerate(peers) if p in self.transcript.commits
-            ]
-            cut = Cut(self.facts.head.previous, tuple(commits))
+            cut = self.holdings.whole_cut()
         if cut is not None:
             self._say(Kind.PROPOSAL, view, b"", cut)
 
@@ -400,10 +415,9 @@ class StepMachine:
         accepted = self.accepted
         if self._voice.has_said(Kind.OUTCOME, view) or accepted is None or not self.ballot.may_propose():
             return
-        header = self.ballot.strongest_lock(self._believable)
+        header = self.ballot.strongest_lock(self.holdings.is_believable)
         if header is None:
-            name, cut = accepted.name, accepted.cut
-            header = build_header(self.facts, self.transcript, self._blobs, name, cut, self.convictions)
+            header = self.holdings.header_of(accepted.name, accepted.cut)
         self._say(Kind.OUTCOME, view, b"", header)
 
     def _consider_outcome(self, now: float) -> None:
@@ -416,39 +430,32 @@ class StepMachine:
         if not patient and not all(header.parts):
             return
         try:
-            missing = examine(self.facts, self.transcript, self._blobs, header, self.convictions)
+            missing = self.holdings.examine(header)
         except Refusal as refusal:
             self._refuse_once(opened, refusal)
             return
         if not missing.nothing:
-            self._ask_for(missing, opened.sender, now)
+            self._ask_for(missing, header, opened.sender, now)
             return
-        required = self.ballot.strongest_lock(self._believable)
+        required = self.ballot.strongest_lock(self.holdings.is_believable)
         if required is not None and header_digest(required) != opened.digest:
             self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
             return
         if required is None and (self._forward_overlooked(opened, header) or not self._may_void(header, now)):
             return
         # Should the new lock never reach the disk, the old one's grounds are still there.
-        grounds = dict.fromkeys([*self.grounds(header), *self.grounds(self.ballot.lock)])
+        grounds = dict.fromkeys([*self.holdings.grounds(header), *self.holdings.grounds(self.ballot.lock)])
         self.ballot.lock_on(header, view)
         self.effects.append(PersistLock(header, view, tuple(grounds)))
         self._say(Kind.VOTE, view, b"", Vote(opened.digest))
 
-    def grounds(self, header: Header | None) -> tuple[Envelope, ...]:
-        """What a header of this step follows from, to be kept with the vote for it."""
-        cut = self.transcript.cut(header.cut) if header is not None else None
-        if header is None or cut is None:
-            return ()
-        return tuple(opened.envelope for opened in self.transcript.grounds(header, self.facts.duties(cut)))
-
     def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
         """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.24)."""
-        dropped = overlooked(self.facts, self.transcript, self._blobs, header)
+        dropped = self.holdings.left_out(header)
         if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
-            for peer, _ in dropped:
+            for peer in dropped:
                 for said in self.transcript.own(peer):
-                    self.effects.append(SendEnvelope(self._others(), said.envelope))
+                    self.effects.append(SendEnvelope(self._asking.others(), said.envelope))
         return bool(dropped)
 
     def _certify(self, now: float) -> None:
@@ -458,7 +465,7 @@ class StepMachine:
         header = self.transcript.header(name)
         if header is None:
             voter = min(self.ballot.voters(name))
-            self._want(self.facts.peers[voter], [name], now)
+            self.effects += self._asking.for_messages(self.facts.peers[voter], [name], now)
             return
         self.certificate = self.ballot.certificate(header)
         self._move(Trigger.CERTIFIED, now)
@@ -494,12 +501,6 @@ class StepMachine:
         deadlines for commits may end a little later than ours."""
         return self._timing.delivery_seconds * float(2 << min(self.ballot.view, _BACKOFF_DOUBLINGS_MAX))
 
-    def _believable(self, header: Header) -> bool:
-        try:
-            return examine(self.facts, self.transcript, self._blobs, header, self.convictions).nothing
-        except Refusal:
-            return False
-
     # --- small helpers -----------------------------------------------------------------------------------
 
     def _acceptable_cut(self) -> tuple[Digest, Cut] | None:
@@ -510,7 +511,7 @@ class StepMachine:
             return None
         missing = self.transcript.missing_commits(opened.payload, self.facts.peers)
         if missing:
-            self._want(opened.sender, missing, None)
+            self.effects += self._asking.for_messages(opened.sender, missing, None)
             return None
         return opened.digest, opened.payload
 
@@ -518,21 +519,14 @@ class StepMachine:
         cut = self.transcript.cut(aggregate.cut)
         if cut is None or aggregate.digest in self._blobs or self.facts.duties(cut)[aggregate.part] != sender:
             return
-        self.effects.append(self._expectation(aggregate.part, Digest(aggregate.digest)))
+        self.effects.append(self._asking.expectation(aggregate.part, Digest(aggregate.digest)))
 
-    def _ask_for(self, missing: Missing, proposer: PeerId, now: float) -> None:
-        if missing.messages:
-            self._want(proposer, list(missing.messages), now)
-        for part, name in missing.blobs:
-            if self._asking.may_ask(name, now):
-                others = tuple(peer for peer in self._others() if peer != proposer)
-                self.effects.append(self._expectation(part, name))
-                self.effects.append(FetchBlob((proposer, *others), name))
-
-    def _want(self, peer: PeerId, digests: list[Digest], now: float | None) -> None:
-        fresh = self._asking.fresh(digests, now)
-        if fresh and peer != self.me:
-            self.effects.append(SendWant(peer, fresh))
+    def _ask_for(self, missing: Missing, header: Header, proposer: PeerId, now: float) -> None:
+        self.effects += self._asking.for_missing(missing, proposer, now)
+        if missing.unchecked and self._scrutiny is not None:
+            names = dict(missing.unchecked)
+            unchecked = [names.get(part, b"") for part in range(len(self.facts.peers))]
+            self.effects += self._scrutiny.to_check(self.facts.head.step, unchecked, Digest(header.beacon))
 
     def _refuse_once(self, opened: Opened, refusal: Refusal) -> bool:
         if not self._asking.first_time(opened.digest):
@@ -547,23 +541,23 @@ class StepMachine:
             return None
         self.transcript.add(opened)
         self.effects.append(PersistSigned(opened.envelope))
-        self.effects.append(SendEnvelope(self._others(), opened.envelope))
+        self.effects.append(SendEnvelope(self._asking.others(), opened.envelope))
         self._count(opened)
         return opened
 
     def _count(self, opened: Opened) -> None:
         """Give a vote or a request for a view to the ballot."""
-        view = opened.envelope.view
-        if isinstance(opened.payload, Vote):
-            self.ballot.vote(opened.sender, view, opened.payload.header, opened.envelope.signature)
-        elif isinstance(opened.payload, ViewChange):
-            self.ballot.request(opened.sender, view, opened.payload)
+        said, view = opened.payload, opened.envelope.view
+        if isinstance(said, Vote):
+            self.ballot.vote(opened.sender, view, said.header, opened.envelope.signature)
+        elif isinstance(said, ViewChange):
+            self.ballot.request(opened.sender, view, said)
 
     def _resend(self, now: float) -> None:
         """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.34)."""
         for opened in self.transcript.own(self.me):
             if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
-                self.effects.append(SendEnvelope(self._others(), opened.envelope))
+                self.effects.append(SendEnvelope(self._asking.others(), opened.envelope))
         if self.phase is Phase.AGGREGATE and self.accepted is not None:
             for part in self.aggregates_lacking():
                 self._pull_aggregate(self.accepted, part)
@@ -575,23 +569,20 @@ class StepMachine:
         aggregator = accepted.duties[part]
         said = self.transcript.aggregate(accepted.name, part, aggregator)
         if said is not None and aggregator != self.me:
-            others = tuple(peer for peer in self._others() if peer != aggregator)
+            others = self._asking.others(aggregator)
             self.effects.append(FetchBlob((aggregator, *others), Digest(said.digest)))
-
-    def _others(self) -> tuple[PeerId, ...]:
-        return tuple(peer for peer in self.facts.peers if peer != self.me)
-
-    def _expectation(self, part: int, name: Digest) -> ExpectAggregate:
-        return ExpectAggregate(self.facts.head.step, part, len(self.facts.peers), name, self._part_bytes(part))
-
-    def _part_bytes(self, part: int) -> int:
-        return assignment.part_bytes(self._elements, len(self.facts.peers), part)
 
     def _compute_work(self) -> None:
         self._work_failed = False
         audit = self._audit
         if audit is not None:
-            self.effects.append(RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, self.me))
+            head = self.facts.head
+            # Nothing came of a void step, so nobody has said anything about what is owed from there.
+            aggregates = head.aggregates if audit.step == head.step - 1 else ()
+            beacon = head.beacon if aggregates else b""
+            self.effects.append(
+                RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, self.me, aggregates, beacon)
+            )
             return
         seed = assignment.work_seed(self.facts.head.beacon, self.me)
         self.effects.append(ComputeWork(self.facts.head.step, seed, len(self.facts.peers)))

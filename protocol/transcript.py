@@ -8,13 +8,14 @@ of slots per view, and only so many views are kept. SPEC.md §2.
 from __future__ import annotations
 
 from crowdsurf.protocol import limits
+from crowdsurf.protocol.cases import cut_objected_to
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Header, Kind, Reveal
+from crowdsurf.protocol.messages import Accusation, Aggregate, Commit, Cut, Header, Kind, Projection, Reveal
 
 _MESSAGES_PER_MEMBER_MAX = 4 * limits.ROSTER_PEERS_MAX + 64
-"""Slots one member can fill in a step: an aggregate for every part of a few cuts, and a few per view."""
+"""Slots one member can fill in a step: an aggregate and a projection of every part of a few cuts, a few per view."""
 
 
 class Transcript:
@@ -32,6 +33,13 @@ class Transcript:
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
         """By cut digest, part and sender; whether the sender is the part's aggregator is for the caller to ask."""
+        self.projections: dict[tuple[bytes, int, PeerId], Opened] = {}
+        """By cut digest, part and sender, as aggregates."""
+        self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
+        """Every aggregate signed for a part, also by a liar that signed two."""
+        self._reveals_said: dict[bytes, list[Opened]] = {}
+        """By cut; also all that a liar signed."""
+        self._objectors: dict[tuple[bytes, bytes], set[PeerId]] = {}
 
     def check_slot(self, opened: Opened) -> Equivocation | None:
         """Proof of equivocation if the sender filled this slot differently.
@@ -54,8 +62,15 @@ class Transcript:
         self._per_member[sender] = self._per_member.get(sender, 0) + 1
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
+            self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
         elif isinstance(payload, Reveal):
             self.reveals[sender], self.revealed_cut = payload.nonce, Digest(payload.cut)
+            self._reveals_said.setdefault(payload.cut, []).append(opened)
+        elif isinstance(payload, Accusation):
+            self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
+        elif isinstance(payload, Projection):
+            self._by_digest[opened.digest] = opened
+            self.projections[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Commit):
             self._by_digest[opened.digest] = opened
             self.commits[sender] = opened
@@ -71,14 +86,19 @@ class Transcript:
         known = self._slots.get((opened.sender, opened.slot))
         if known is None:
             self.add(opened)
-        elif known.digest != opened.digest and isinstance(opened.payload, Commit):
+        elif known.digest != opened.digest:
             self.add_conflicting(opened)
 
     def find(self, digest: bytes) -> list[Opened]:
-        """The commit, cut or header with this payload digest, and every aggregate message that names this blob."""
+        """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob,
+        and the reveals of this cut."""
         found = [self._by_digest[digest]] if digest in self._by_digest else []
-        naming = (opened for opened in self.aggregates.values() if _names_blob(opened, digest))
-        return found + list(naming)
+        found += (opened for (*_, blob), opened in self._aggregates_said.items() if blob == digest)
+        return found + self.reveals_of(digest)
+
+    def reveals_of(self, cut: bytes) -> list[Opened]:
+        """The reveals that name a cut."""
+        return self._reveals_said.get(cut, [])
 
     def cut(self, digest: bytes) -> Cut | None:
         """The cut with this payload digest, if heard."""
@@ -108,6 +128,35 @@ class Transcript:
         found = self.aggregates.get((cut, part, aggregator))
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
 
+    def aggregate_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Aggregate | None:
+        """What its aggregator said about a part and this very aggregate, whatever else it said."""
+        found = self._aggregates_said.get((cut, part, aggregator, digest))
+        return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+
+    def projection(self, cut: bytes, part: int, aggregator: PeerId) -> Opened | None:
+        """What the aggregator of a part published about it, if heard."""
+        return self.projections.get((cut, part, aggregator))
+
+    def projection_with(self, digest: bytes) -> Opened | None:
+        """The projection with this payload digest, if heard."""
+        found = self._by_digest.get(digest)
+        return found if found is not None and isinstance(found.payload, Projection) else None
+
+    def named_aggregate(self, cut: bytes, part: int, enough: int) -> Digest | None:
+        """The one aggregate of a part that the reveals of so many members name; None if there is none, or several. All
+        that a liar signed counts, so that whoever has heard more does not think otherwise."""
+        witnesses: dict[bytes, set[PeerId]] = {}
+        for said in self.reveals_of(cut):
+            names = said.payload.aggregates if isinstance(said.payload, Reveal) else ()
+            if part < len(names) and names[part]:
+                witnesses.setdefault(names[part], set()).add(said.sender)
+        named = [name for name, senders in witnesses.items() if len(senders) >= enough]
+        return Digest(named[0]) if len(named) == 1 else None
+
+    def objectors(self, cut: bytes, aggregator: PeerId) -> set[PeerId]:
+        """Members that object to what an aggregator published about a cut."""
+        return self._objectors.get((cut, aggregator), set())
+
     def of_kind(self, kind: Kind) -> list[Opened]:
         """Every message of a kind, in the order heard."""
         return [opened for (_, slot), opened in self._slots.items() if slot.kind == kind]
@@ -122,12 +171,23 @@ class Transcript:
         return opened.payload if opened is not None and isinstance(opened.payload, Commit) else None
 
     def add_conflicting(self, opened: Opened) -> None:
-        """Keep a commit whose sender also sent another one: a cut may name either, and whoever accepted that cut
-        must be able to show it. The proof against the sender is the caller's. Counts against the sender's share."""
-        said = self._per_member.get(opened.sender, 0)
-        if opened.digest not in self._by_digest and said < _MESSAGES_PER_MEMBER_MAX:
+        """Keep a commit, aggregate, reveal or projection whose sender also sent another one: a cut or a header may need
+        either, and whoever accepted that must be able to show it. The proof against the sender is the caller's. Counts
+        against the sender's share."""
+        said, payload = self._per_member.get(opened.sender, 0), opened.payload
+        if opened.digest in self._by_digest or said >= _MESSAGES_PER_MEMBER_MAX:
+            return
+        if isinstance(payload, Commit | Projection):
             self._by_digest[opened.digest] = opened
-            self._per_member[opened.sender] = said + 1
+        elif isinstance(payload, Reveal):
+            if any(said.digest == opened.digest for said in self.reveals_of(payload.cut)):
+                return
+            self._reveals_said.setdefault(payload.cut, []).append(opened)
+        elif isinstance(payload, Aggregate):
+            self._aggregates_said.setdefault((payload.cut, payload.part, opened.sender, payload.digest), opened)
+        else:
+            return
+        self._per_member[opened.sender] = said + 1
 
     def named_by(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[PeerId, Opened]:
         """The messages behind `commits_in`, by their senders."""
@@ -150,13 +210,11 @@ class Transcript:
             return []
         commits = [self._by_digest.get(name) for _, name in cut.payload.commits]
         said = [self.aggregates.get((header.cut, part, peer)) for part, peer in enumerate(duties) if header.parts[part]]
-        return [opened for opened in (cut, *commits, *said) if opened is not None]
+        shown = [self._by_digest.get(name) for name in header.projections if name]
+        reveals = self.reveals_of(header.cut) if shown else []
+        return [opened for opened in (cut, *commits, *said, *reveals, *shown) if opened is not None]
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""
         held = self.commits_in(cut, peers)
         return [Digest(name) for index, name in cut.commits if index not in held]
-
-
-def _names_blob(opened: Opened, digest: bytes) -> bool:
-    return isinstance(opened.payload, Aggregate) and opened.payload.digest == digest

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.cases import Record, audit_in_question, case_name, guilty_of, proof_holds, subject_of
+from crowdsurf.protocol.cases import Question, Record, case_name, guilty_of, proof_holds, question_of, subject_of
 from crowdsurf.protocol.chain import Audit
 from crowdsurf.protocol.effects import RecomputeWork
 from crowdsurf.protocol.envelope import Opened, Verify
@@ -19,8 +19,12 @@ from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Envelope, Reason, Verdict
+from crowdsurf.protocol.messages import PROVEN, Accusation, Ban, Certificate, Envelope, Reason, Verdict
+from crowdsurf.protocol.projection import Clipping
 from crowdsurf.protocol.roster import Roster
+
+DISPUTED = (Reason.WRONG_GRADIENT, Reason.WRONG_FINDING, Reason.WRONG_PROJECTION)
+"""Reasons of class B: somebody's work has to be done again."""
 
 
 def no_case(name: bytes) -> bool:
@@ -35,7 +39,7 @@ class Case:
     name: Digest
     opened: Opened
     accusation: Accusation
-    audit: Audit | None
+    question: Question | None
     """What has to be recomputed; None for class A."""
     guilty: PeerId | None = None
     """What this member found itself."""
@@ -53,12 +57,12 @@ class Case:
 
     def is_settled(self, roster: Roster) -> bool:
         """Whether one of those it could convict is banned."""
-        convicts = {self.guilty} if self.audit is None else {self.accuser, self.accusation.accused}
+        convicts = {self.guilty} if self.question is None else {self.accuser, self.accusation.accused}
         return bool(convicts & roster.outlaws)
 
     def convicted(self, roster: Roster, quorum: int) -> PeerId | None:
         """Who is guilty by the word of a quorum of members (class A: by the bytes)."""
-        if self.audit is None:
+        if self.question is None:
             return self.guilty
         counts: dict[PeerId, int] = {}
         for peer, opened in self.verdicts.items():
@@ -71,9 +75,11 @@ class Case:
 class Tribunal:
     """Cases of the last `CASE_STEPS` steps."""
 
-    def __init__(self, run_id: Digest, verify: Verify) -> None:
+    def __init__(self, run_id: Digest, verify: Verify, clipping: Clipping | None = None) -> None:
+        """`clipping`: how the run checks aggregates."""
         self._run_id = run_id
         self._verify = verify
+        self._clipping = clipping
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._cases: dict[bytes, Case] = {}
 
@@ -82,6 +88,13 @@ class Tribunal:
     def remember(self, record: Record) -> None:
         """Keep a step that was just certified, for the cases about it."""
         self._records[record.header.step] = record
+
+    def entitle(self, audits: tuple[Audit, ...]) -> None:
+        """Somebody is drawn to look at work of a step that is remembered."""
+        for audit in audits:
+            record = self._records.get(audit.step)
+            if record is not None and audit not in record.audits:
+                self._records[audit.step] = record._replace(audits=(*record.audits, audit))
 
     def forget(self, step: int, roster: Roster) -> None:
         """Drop what is too old at `step` to be judged, and what has led to a ban."""
@@ -116,16 +129,16 @@ class Tribunal:
             raise Refusal(Code.DUPLICATE, "it is banned already")
         if opened.digest in self._cases:
             raise Refusal(Code.DUPLICATE, "heard before")
-        if accusation.reason == Reason.EQUIVOCATION:
+        if accusation.reason in PROVEN:
             self._open_proven(opened, accusation, named)
             return []
-        unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.audit is not None)
+        unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
         if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.EVIDENCE_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many open cases")
         return [self._open_disputed(opened, accusation)]
 
     def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
-        holds = proof_holds(accusation, self._run_id, self._verify)
+        holds = proof_holds(accusation, self._run_id, self._verify, self._clipping)
         name = case_name(opened, holds)
         if name in self._cases:
             raise Refusal(Code.DUPLICATE, "heard before")
@@ -136,13 +149,20 @@ class Tribunal:
 
     def _open_disputed(self, opened: Opened, accusation: Accusation) -> RecomputeWork:
         record = self._records.get(accusation.step)
-        if accusation.reason not in (Reason.WRONG_GRADIENT, Reason.WRONG_FINDING) or accusation.proof:
+        particular = accusation.reason == Reason.WRONG_PROJECTION
+        if accusation.reason not in DISPUTED or bool(accusation.proof) != particular:
             raise Refusal(Code.BAD_ACCUSATION, f"reason {accusation.reason} is unknown, or proves itself")
         if record is None:
             raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
-        audit = audit_in_question(accusation, opened.sender, record)
-        self._cases[opened.digest] = Case(opened.digest, opened, accusation, audit)
-        return RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator)
+        question = question_of(accusation, opened.sender, record, self._run_id, self._verify)
+        self._cases[opened.digest] = Case(opened.digest, opened, accusation, question)
+        audit, projection = question.audit, question.projection
+        wanted = [b""] * audit.parts
+        if projection is not None and projection.part < audit.parts:
+            wanted[projection.part] = projection.aggregate
+        wanted = wanted if projection is not None else []
+        asked, beacon = tuple(wanted), record.header.beacon if wanted else b""
+        return RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator, asked, beacon)
 
     def judge(self, opened: Opened) -> None:
         """Take a member's verdict. Raises Refusal, FUTURE for a case not heard of yet."""
@@ -152,7 +172,7 @@ class Tribunal:
         case = self._cases.get(verdict.case)
         if case is None:
             raise Refusal(Code.FUTURE, "a verdict about something that is not known here")
-        if case.audit is None or verdict.guilty not in (case.accuser, case.accusation.accused):
+        if case.question is None or verdict.guilty not in (case.accuser, case.accusation.accused):
             raise Refusal(Code.BAD_ACCUSATION, "a verdict finds the accuser or the accused guilty")
         if opened.sender in case.verdicts:
             raise Refusal(Code.DUPLICATE, "heard before")
@@ -162,11 +182,12 @@ class Tribunal:
         """What this member finds in open cases, now that it knows the work as it should have been."""
         verdicts = []
         for case in self._cases.values():
-            audit, record = case.audit, self._records.get(case.accusation.step)
-            if case.guilty is not None or audit is None or record is None:
+            question, record = case.question, self._records.get(case.accusation.step)
+            if case.guilty is not None or question is None or record is None:
                 continue
+            audit = question.audit
             if (audit.step, audit.seed, audit.validator) == (found.step, found.seed, found.finder):
-                case.guilty = guilty_of(case.accusation, case.accuser, record, found)
+                case.guilty = guilty_of(case.accusation, case.accuser, record, found, question, self._clipping)
                 if case.guilty is not None:
                     verdicts.append(Verdict(case.name, case.guilty))
         return verdicts
@@ -189,7 +210,7 @@ class Tribunal:
 
     def is_proven(self, peer: PeerId) -> bool:
         """Whether a case is known that convicts the peer by its own signatures."""
-        return any(case.audit is None and case.guilty == peer for case in self._cases.values())
+        return any(case.question is None and case.guilty == peer for case in self._cases.values())
 
     def messages(self, name: bytes) -> list[Envelope]:
         """Everything signed about a case, to convince others."""
@@ -210,7 +231,8 @@ class Tribunal:
         if case is None:
             return None
         record = self._records.get(case.accusation.step)
-        commit = record.commits.get(PeerId(case.accusation.accused)) if record is not None and case.audit else None
+        shown = record is not None and case.question is not None and case.question.projection is None
+        commit = record.commits.get(PeerId(case.accusation.accused)) if record is not None and shown else None
         verdicts = tuple(case.verdicts[peer].envelope for peer in sorted(case.verdicts))
         exhibits = (commit.envelope,) if commit is not None else ()
         return Evidence(ban, case.opened.envelope, verdicts, exhibits, certificate)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -26,6 +27,7 @@ from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, encode_manifest
+from crowdsurf.protocol.projection import Line
 
 if TYPE_CHECKING:
     from crowdsurf.protocol.sim.compute import Forgery
@@ -56,20 +58,25 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkResult:
-    """A finished work unit: blob digests of the ranges asked for, mean loss, number of samples."""
+    """A finished work unit: of the ranges asked for the blob digests and the lengths (NaN for what is not finite), then
+    mean loss and number of samples."""
 
     part_digests: tuple[Digest, ...]
+    norms: tuple[float, ...]
     loss: float
     samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class RecomputeResult:
-    """A work unit computed again: blob digests of the ranges asked for, and what its finder commits to
-    (`protocol.ids.finding_digest`)."""
+    """A work unit computed again: blob digests and lengths of the ranges asked for, what its finder commits to
+    (`protocol.ids.finding_digest`), and what aggregators must have said about it."""
 
     part_digests: tuple[Digest, ...]
+    norms: tuple[float, ...]
     finding: Digest
+    lines: tuple[Line | None, ...]
+    """By part, where they were asked for; None for an aggregate that is not remembered or not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,23 @@ class AggregateResult:
     excluded_rows: tuple[int, ...]
     iterations: int
     residual: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectResult:
+    """An aggregate's length, and a line for each of its rows."""
+
+    norm: float
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What lines about a gradient must say, by part (None for an aggregate that is not held or not finite; nothing
+    without a gradient), and the length of every aggregate: 0 if not held, NaN if not finite."""
+
+    lines: tuple[Line | None, ...]
+    norms: tuple[float, ...]
 
 
 class ComputeClient:
@@ -150,15 +174,30 @@ class ComputeClient:
         return _work_result(await self._call("work", arguments, gradient=gradient))
 
     async def recompute(
-        self, state: Digest, seed: bytes, ranges: Sequence[Range], gradient: Segment, finder: PeerId
+        self,
+        state: Digest,
+        seed: bytes,
+        ranges: Sequence[Range],
+        gradient: Segment,
+        finder: PeerId,
+        aggregates: Sequence[bytes] = (),
+        radius: float = math.inf,
+        beacon: bytes = b"",
     ) -> RecomputeResult:
         """Compute the work unit of `seed` (32 bytes) again, at the present state or one of the last before it, into
         `gradient` (float32, all parameters): the bytes `work` gave there. The state stays as it is. `cancel_work`
-        does not stop it; cancelling the caller does. Raises StateForgotten, and WorkFailed as `work` does."""
-        arguments = {"state": state, "seed": seed, "ranges": list(ranges), "finder": finder}
+        does not stop it; cancelling the caller does. `aggregates` are blob digests by range, empty where nothing is
+        asked; of those that `check` was given lately the lines about this gradient are worked out, with this clipping
+        `radius` and `beacon`. Raises StateForgotten, and WorkFailed as `work` does."""
+        arguments: dict[str, Any] = {"state": state, "seed": seed, "ranges": list(ranges), "finder": finder}
+        arguments |= {"aggregates": list(aggregates), "radius": radius, "beacon": beacon}
         answer = await self._call("recompute", arguments, gradient=gradient)
-        digests = tuple(Digest(value) for value in answer["part_digests"])
-        return RecomputeResult(part_digests=digests, finding=Digest(answer["finding"]))
+        return RecomputeResult(
+            part_digests=tuple(Digest(value) for value in answer["part_digests"]),
+            norms=tuple(answer["norms"]),
+            finding=Digest(answer["finding"]),
+            lines=tuple(map(_line, answer["lines"])),
+        )
 
     async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:
         """What `finder` commits to (`protocol.ids.finding_digest`) when it finds the gradient in the first `nbytes`
@@ -223,6 +262,42 @@ class ComputeClient:
             iterations=result["iterations"],
             residual=result["residual"],
         )
+
+    async def project(
+        self,
+        segment: Segment,
+        rows: Sequence[int],
+        elements: int,
+        output: Segment,
+        output_offset: int,
+        radius: float,
+        seed: Digest,
+    ) -> ProjectResult:
+        """The lines (`protocol/projection.py`) of the aggregate of `elements` float32 at byte `output_offset` of
+        `output`, about rows that begin at the byte offsets `rows` of `segment`, in that order. `radius` is positive,
+        perhaps infinite. Raises WorkFailed for numbers that are not finite."""
+        arguments = {"rows": list(rows), "elements": elements, "output_offset": output_offset}
+        arguments |= {"radius": radius, "seed": seed}
+        answer = await self._call("project", arguments, segment=segment, output=output)
+        return ProjectResult(norm=answer["norm"], lines=tuple(_whole_line(line) for line in answer["lines"]))
+
+    async def check(
+        self,
+        step: int,
+        names: Sequence[bytes],
+        ranges: Sequence[Range],
+        radius: float,
+        beacon: Digest,
+        aggregates: Segment,
+        gradient: Segment | None,
+    ) -> CheckResult:
+        """Work out what lines about a gradient of a step must say, and keep copies of that step's aggregates for
+        `recompute`. Both are float32, all parameters; `names` are the blob digests of the given element ranges of
+        `aggregates`, empty for one that does not count."""
+        arguments = {"step": step, "names": list(names), "ranges": list(ranges), "radius": radius, "beacon": beacon}
+        segments = {"aggregates": aggregates} | ({"gradient": gradient} if gradient is not None else {})
+        answer = await self._call("check", arguments, **segments)
+        return CheckResult(lines=tuple(map(_line, answer["lines"])), norms=tuple(answer["norms"]))
 
     async def apply(
         self, aggregate: Segment, void_ranges: Sequence[Range] = (), part_ranges: Sequence[Range] = ()
@@ -370,7 +445,17 @@ class ComputeClient:
 
 def _work_result(answer: Mapping[str, Any]) -> WorkResult:
     digests = tuple(Digest(value) for value in answer["part_digests"])
-    return WorkResult(part_digests=digests, loss=answer["loss"], samples=answer["samples"])
+    return WorkResult(
+        part_digests=digests, norms=tuple(answer["norms"]), loss=answer["loss"], samples=answer["samples"]
+    )
+
+
+def _line(numbers: Sequence[float] | None) -> Line | None:
+    return None if numbers is None else _whole_line(numbers)
+
+
+def _whole_line(numbers: Sequence[float]) -> Line:
+    return Line(projections=tuple(numbers[:-1]), norm=numbers[-1])
 
 
 def worker_environment(threads: int) -> dict[str, str]:

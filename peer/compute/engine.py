@@ -20,6 +20,7 @@ from torch import nn
 
 from crowdsurf.peer.compute.errors import WorkCancelled, WorkFailed
 from crowdsurf.peer.compute.optimizer import OPTIMIZERS, Range, live_ranges
+from crowdsurf.peer.compute.past_aggregates import PastAggregates
 from crowdsurf.peer.compute.past_states import PastStates
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import is_finite
@@ -56,6 +57,8 @@ class Engine:
         self.state.reset(model)
         self._digest = self.state.digest()
         self._past = PastStates()
+        self.past_aggregates = PastAggregates(self.elements)
+        """What was aggregated in the last steps; forgotten with the past states."""
         self._model = model.to(device)
         self._parameters = self.state.parameters.to(device, copy=True)
         self._gradient = torch.zeros(self.elements, device=device)
@@ -64,15 +67,13 @@ class Engine:
     def load_initial(self) -> Digest:
         """Back to the state before the first step; its digest."""
         self.state.reset(self.task.build_model(self.manifest.seed))
-        self._past.clear()
-        return self._refresh()
+        return self._arrive()
 
     def load_state(self, source: memoryview) -> Digest:
         """Replace the state by raw bytes (layout: `state.py`) and say what their digest is; the caller compares.
         Raises MisuseError for another size."""
         self.state.load(source)
-        self._past.clear()
-        return self._refresh()
+        return self._arrive()
 
     def work(
         self, seed: bytes, out: torch.Tensor, should_stop: Callable[[], bool], flip_labels: bool = False
@@ -158,6 +159,12 @@ class Engine:
         except (OSError, safetensors.SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise WorldError(f"cannot write {path}: {error}") from error
+
+    def _arrive(self) -> Digest:
+        """The state is one that did not come out of the last one; its digest."""
+        self._past.clear()
+        self.past_aggregates.clear()
+        return self._refresh()
 
     def _refresh(self) -> Digest:
         """Bring the model and the digest up to date with the certified state; the digest."""

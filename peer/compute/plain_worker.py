@@ -1,6 +1,6 @@
-"""The compute worker without digests: the baseline of `bench step`, and of no other use.
+"""The compute worker without digests and norms: the baseline of `bench step`, and of no other use.
 
-The idea: what digests cost can only be measured against a worker that takes none. A twin process says that more
+The idea: what they cost can only be measured against a worker that takes none. A twin process says that more
 safely than a switch would: nothing a peer or a manifest sends can turn digests off in the real worker.
 """
 
@@ -14,8 +14,9 @@ NO_DIGEST = Digest(bytes(DIGEST_BYTES))
 
 
 def main() -> None:
-    """Entry point of the process: the worker's own, with every digest of bulk bytes left out."""
+    """Entry point of the process: the worker's own, with every digest and norm of bulk bytes left out."""
     worker.blob_digest = lambda data: NO_DIGEST  # type: ignore[attr-defined]
+    worker.norm_of = lambda vector: 0.0  # type: ignore[attr-defined]
     State.digest = lambda self: NO_DIGEST  # type: ignore[method-assign]
     worker.main()
 

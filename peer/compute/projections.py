@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import numpy.typing
 import torch
 from blake3 import blake3
 
+from crowdsurf.protocol.assignment import projection_seed
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.projection import BLOCK_ELEMENTS, PROJECTIONS, SPREAD, Line
 
@@ -26,22 +28,28 @@ def directions(seed: bytes, start: int, stop: int, count: int = PROJECTIONS) -> 
     stream of the keyed hash of the byte q, so more directions or other blocks do not change an element.
     """
     drawn = numpy.empty((count, stop - start), dtype=numpy.int16)
-    for direction in range(count):
-        stream = blake3(bytes([direction]), key=seed).digest(length=stop - start, seek=start)
-        drawn[direction] = numpy.frombuffer(stream, dtype=numpy.int8)
-    drawn *= 2
-    drawn += 1
+    draw(seed, start, drawn)
     return drawn
+
+
+def draw(seed: bytes, start: int, out: numpy.typing.NDArray[Any]) -> None:
+    """Write elements of directions, from `start` on, to `out` (count, w) of any type that can hold them."""
+    for direction, elements in enumerate(out):
+        stream = blake3(bytes([direction]), key=seed).digest(length=len(elements), seek=start)
+        numpy.copyto(elements, numpy.frombuffer(stream, dtype=numpy.int8))
+    out *= 2
+    out += 1
 
 
 def project(
     rows: Sequence[torch.Tensor], aggregate: torch.Tensor, radius: float, seed: bytes, count: int = PROJECTIONS
-) -> list[Line]:
-    """One line per row: projections of clip(row - aggregate) to length `radius`, and the norm before clipping.
+) -> list[Line | None]:
+    """One line per row: projections of clip(row - aggregate) to length `radius`, and the norm before clipping. None if
+    the row or the aggregate is not finite.
 
     `rows` and `aggregate` are 1-D float32 of one length on the CPU; `radius` may be infinite. An aggregator passes all
     included rows, a contributor its own. Memory besides: `count` + 2 float64 blocks, whatever the number of rows.
-    Raises MisuseError for shapes that do not fit and for numbers that are not finite.
+    Raises MisuseError for shapes that do not fit.
     """
     for tensor in (*rows, aggregate):
         if tensor.dtype != torch.float32 or tensor.shape != (aggregate.numel(),):
@@ -50,21 +58,43 @@ def project(
         raise MisuseError(f"the clipping length must be positive, not {radius}")
     length = aggregate.numel()
     totals = torch.zeros((len(rows), count + 1), dtype=torch.float64)
-    block = torch.empty((count + 1, min(length, BLOCK_ELEMENTS)), dtype=torch.float64)
+    wide = torch.empty((count + 2, min(length, BLOCK_ELEMENTS)), dtype=torch.float64)
     for start in range(0, length, BLOCK_ELEMENTS):
         stop = min(start + BLOCK_ELEMENTS, length)
-        factors = block[:, : stop - start]
-        factors[:count].copy_(torch.from_numpy(directions(seed, start, stop, count)))
-        difference = factors[count]  # a factor of itself too: the last product is its square
-        centre = aggregate[start:stop].double()
+        block = wide[:, : stop - start]
+        factors, difference, centre = block[: count + 1], block[count], block[count + 1]
+        draw(seed, start, block[:count].numpy())
+        centre.copy_(aggregate[start:stop])
         for total, row in zip(totals, rows, strict=True):
-            torch.sub(row[start:stop], centre, out=difference)
-            total += torch.mv(factors, difference)
-    lines = []
-    for index, (*values, square) in enumerate(totals.tolist()):
+            difference.copy_(row[start:stop]).sub_(centre)
+            total += torch.mv(factors, difference)  # the difference is a factor of itself too, for its square
+    lines: list[Line | None] = []
+    for *values, square in totals.tolist():
         if not math.isfinite(square):
-            raise MisuseError(f"row {index} or the aggregate holds a number that is not finite")
+            lines.append(None)
+            continue
         norm = math.sqrt(square)
         scale = min(1.0, radius / norm) / SPREAD if norm else 0.0
         lines.append(Line(tuple(value * scale for value in values), norm))
+    return lines
+
+
+def lines_about(
+    gradient: torch.Tensor,
+    aggregates: Sequence[torch.Tensor | None],
+    ranges: Sequence[tuple[int, int]],
+    radius: float,
+    beacon: bytes,
+) -> list[Line | None]:
+    """What the aggregator of each part must say about this contributor's gradient, float32 (elements,).
+
+    `aggregates` are float32, as long as their element ranges, and may hold anything. None where there is none, and
+    where it or the gradient is not finite: about that there is nothing right to say.
+    """
+    lines: list[Line | None] = []
+    for part, (aggregate, (start, stop)) in enumerate(zip(aggregates, ranges, strict=True)):
+        if aggregate is None:
+            lines.append(None)
+        else:
+            lines += project([gradient[start:stop]], aggregate, radius, projection_seed(beacon, part))
     return lines

@@ -9,6 +9,7 @@ have not been used for long, states when newer ones came, and who asks for them 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Generic, TypeVar
@@ -20,13 +21,15 @@ from crowdsurf.peer.compute.attacks.base import GradientAttack, View
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import NoUsableRows
 from crowdsurf.peer.compute.forging import distort
+from crowdsurf.peer.compute.projections import project
 from crowdsurf.peer.compute.rules import parse_rule
-from crowdsurf.peer.compute.rules.base import aggregate_rows
+from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
 from crowdsurf.peer.compute.seeds import seeded_generator
 from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest_text, finding_digest
 from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.projection import Line, clipping_of
 from crowdsurf.protocol.sim.compute import Forgery, Work
 
 KEEP_STATES = 16
@@ -86,6 +89,8 @@ class SharedCompute:
         torch.set_num_threads(1)
         self._engine = Engine(manifest, torch.device("cpu"))
         self._rule = parse_rule(manifest.rule.name, manifest.rule.parameters)
+        clipping = clipping_of(manifest)
+        self._radius = clipping.radius if clipping is not None else math.inf
         self._keep_states = keep_states
         self._states: OrderedDict[Digest, KnownState] = OrderedDict()
         self._vectors: Recent[Digest, torch.Tensor] = Recent(vector_bytes_max)
@@ -115,7 +120,8 @@ class SharedCompute:
         found = known.works.get((seed, parts))
         if found is None or not self._hold(found.parts):
             gradient, loss, samples = self._gradient(state, seed)
-            found = known.works[seed, parts] = Work(self._keep(gradient, parts), loss, samples)
+            names = self._keep(gradient, parts)
+            found = known.works[seed, parts] = Work(names, loss, samples, self._norms(names))
         return found
 
     def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
@@ -133,7 +139,8 @@ class SharedCompute:
         key = dataclasses.replace(forgery, seed=Digest(b"")) if attack.alike else forgery
         if key not in self._forged or not self._hold(self._forged[key]):
             self._forged.put(key, self._keep(attack.row(self._view(attack, forgery, honest)), forgery.parts))
-        return Work(self._forged[key], honest.loss, honest.samples)
+        names = self._forged[key]
+        return Work(names, honest.loss, honest.samples, self._norms(names))
 
     def aggregate(self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int) -> Aggregated:
         """See `Compute.aggregate`. Raises MisuseError for a forgotten input."""
@@ -159,6 +166,13 @@ class SharedCompute:
         wrong = self.vector(aggregate).clone()
         distort(wrong, strength, salt)
         return self._put(wrong)
+
+    def project(self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest) -> tuple[float, tuple[Line, ...]]:
+        """See `Compute.project`; without lines if a number somewhere is not finite. Where aggregates are not checked,
+        nothing counts as clipped. Raises MisuseError for a forgotten vector."""
+        whole, vectors = self.vector(aggregate), [self.vector(name) for name in rows]
+        lines = [line for line in project(vectors, whole, self._radius, seed) if line is not None]
+        return norm_of(whole), tuple(lines) if len(lines) == len(rows) else ()
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:
         """See `Compute.apply`. Raises MisuseError for a forgotten state or part."""
@@ -222,6 +236,9 @@ class SharedCompute:
         name = blob_digest(vector.view(torch.uint8).numpy().data)
         self._vectors.put(name, vector, vector.nbytes)
         return name
+
+    def _norms(self, names: tuple[Digest, ...]) -> tuple[float, ...]:
+        return tuple(norm_of(self.vector(name)) for name in names)
 
     def _hold(self, names: tuple[Digest, ...]) -> bool:
         return all(name in self._vectors for name in names)

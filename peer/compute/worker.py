@@ -21,12 +21,14 @@ import torch
 
 from crowdsurf.peer.compute import frames
 from crowdsurf.peer.compute.engine import Engine
-from crowdsurf.peer.compute.errors import WorkerDied, name_of
+from crowdsurf.peer.compute.errors import WorkerDied, WorkFailed, name_of
+from crowdsurf.peer.compute.projections import lines_about, project
 from crowdsurf.peer.compute.rules import parse_rule
-from crowdsurf.peer.compute.rules.base import aggregate_rows
+from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, finding_digest
 from crowdsurf.protocol.manifest import decode_manifest
+from crowdsurf.protocol.projection import Line
 
 if TYPE_CHECKING:
     from crowdsurf.peer.compute.forging import Forger
@@ -94,6 +96,8 @@ class Worker:
             "forge": self._forge,
             "distort": self._distort,
             "aggregate": self._aggregate,
+            "project": self._project,
+            "check": self._check,
             "apply": self._apply,
             "digest_blob": self._digest_blob,
             "evaluate": lambda: {"figures": self._running.evaluate()},
@@ -152,14 +156,28 @@ class Worker:
     def _work(self, seed: bytes, ranges: list[tuple[int, int]], gradient: int) -> dict[str, Any]:
         out = self._gradient(gradient, ranges)
         loss, samples = self._running.work(seed, out, self._should_stop)
-        return {"part_digests": self._part_digests(gradient, ranges), "loss": loss, "samples": samples}
+        return self._described(gradient, out, ranges) | {"loss": loss, "samples": samples}
 
     def _recompute(
-        self, state: bytes, seed: bytes, ranges: list[tuple[int, int]], finder: bytes, gradient: int
+        self,
+        state: bytes,
+        seed: bytes,
+        ranges: list[tuple[int, int]],
+        finder: bytes,
+        aggregates: list[bytes],
+        radius: float,
+        beacon: bytes,
+        gradient: int,
     ) -> dict[str, Any]:
         out = self._gradient(gradient, ranges)
         self._running.recompute(Digest(state), seed, out, self._should_stop)
-        return {"part_digests": self._part_digests(gradient, ranges)} | self._finding(gradient, out.nbytes, finder)
+        past, lines = self._running.past_aggregates, []
+        if aggregates:
+            spans = zip(aggregates, ranges, strict=True)
+            wanted = [past.find(name, stop - start) if name else None for name, (start, stop) in spans]
+            lines = lines_about(out, wanted, ranges, radius, beacon)
+        described = self._described(gradient, out, ranges) | self._finding(gradient, out.nbytes, finder)
+        return described | {"lines": [pack_line(line) for line in lines]}
 
     def _finding(self, segment: int, nbytes: int, finder: bytes) -> dict[str, Any]:
         return {"finding": finding_digest(PeerId(finder), self._memory.view(segment, 0, nbytes))}
@@ -171,11 +189,15 @@ class Worker:
             raise MisuseError(f"a range is not inside a vector of {elements} elements")
         return self._memory.vector(segment, 0, elements)
 
-    def _part_digests(self, gradient: int, ranges: list[tuple[int, int]]) -> list[bytes]:
-        return [
-            blob_digest(self._memory.view(gradient, start * FLOAT_BYTES, (stop - start) * FLOAT_BYTES))
-            for start, stop in ranges
-        ]
+    def _described(self, segment: int, gradient: torch.Tensor, ranges: list[tuple[int, int]]) -> dict[str, Any]:
+        """Digests and lengths of the parts of a gradient that is at the beginning of a segment."""
+        return {
+            "part_digests": [
+                blob_digest(self._memory.view(segment, start * FLOAT_BYTES, (stop - start) * FLOAT_BYTES))
+                for start, stop in ranges
+            ],
+            "norms": [norm_of(gradient[start:stop]) for start, stop in ranges],
+        }
 
     def _forge(
         self,
@@ -201,7 +223,7 @@ class Worker:
             for start, stop in void_ranges:
                 before[start:stop] = 0.0
         loss, samples = self._forger.forge(Forgery(**forgery), usual_strength, seed, out, before, self._should_stop)
-        return {"part_digests": self._part_digests(gradient, ranges), "loss": loss, "samples": samples}
+        return self._described(gradient, out, ranges) | {"loss": loss, "samples": samples}
 
     def _distort(self, segment: int, offset: int, elements: int, strength: float, salt: bytes) -> dict[str, Any]:
         from crowdsurf.peer.compute.forging import distort
@@ -230,6 +252,43 @@ class Worker:
             "residual": outcome.residual,
         }
 
+    def _project(
+        self,
+        segment: int,
+        rows: list[int],
+        elements: int,
+        output: int,
+        output_offset: int,
+        radius: float,
+        seed: bytes,
+    ) -> dict[str, Any]:
+        vectors = self._memory.vectors(segment, rows, elements)
+        aggregate = self._memory.vector(output, output_offset, elements)
+        lines = project(vectors, aggregate, radius, seed)
+        if None in lines:
+            raise WorkFailed("there are no projections of numbers that are not finite")
+        return {"norm": norm_of(aggregate), "lines": [pack_line(line) for line in lines]}
+
+    def _check(
+        self,
+        step: int,
+        names: list[bytes],
+        ranges: list[tuple[int, int]],
+        radius: float,
+        beacon: bytes,
+        aggregates: int,
+        gradient: int | None = None,
+    ) -> dict[str, Any]:
+        whole, past = self._gradient(aggregates, ranges), self._running.past_aggregates
+        held = [(name, start, stop) for name, (start, stop) in zip(names, ranges, strict=True) if name]
+        past.remember(step, [(Digest(name), start, whole[start:stop]) for name, start, stop in held])
+        found = [whole[start:stop] if name else None for name, (start, stop) in zip(names, ranges, strict=True)]
+        lines: list[Line | None] = []
+        if gradient is not None:
+            lines = lines_about(self._gradient(gradient, ranges), found, ranges, radius, beacon)
+        norms = [0.0 if aggregate is None else norm_of(aggregate) for aggregate in found]
+        return {"lines": [pack_line(line) for line in lines], "norms": norms}
+
     def _apply(
         self, aggregate: int, void_ranges: list[tuple[int, int]], part_ranges: list[tuple[int, int]]
     ) -> dict[str, Any]:
@@ -253,6 +312,11 @@ class Worker:
             return False
         (cancelled,) = frames.CANCEL.unpack(self._memory.view(self._control, 0, frames.CANCEL.size))
         return bool(cancelled == self._command_id)
+
+
+def pack_line(line: Line | None) -> list[float] | None:
+    """A line as it goes to the daemon: its projections, and the norm last."""
+    return None if line is None else [*line.projections, line.norm]
 
 
 def choose_device(name: str) -> torch.device:

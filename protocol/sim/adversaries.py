@@ -1,25 +1,20 @@
-"""Peers that break the rules: one small class for each attack, over two hooks.
+"""Peers that break the rules: every attack by its name, one small class each.
 
-The idea: an adversary is an honest peer (the same node, disk and network) whose results and messages are changed
-on the way out. `forgery` and `distortion` change what it computes, `change` changes what it sends; a class overrides
-what it needs and nothing else. Attackers of one simulation share a `Mind`, in which they agree on whatever must
-be alike. Since work seeds are public they know every honest gradient; what they can not do is sign for others.
-An adversary only decides; its body (a simulated host, or a live daemon that rehearses) does the computing.
+The idea: `adversary.py` says what all attackers have in common. Here are those that lie about gradients, messages and
+each other; those that lie about aggregates are in `lying_aggregators.py`.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 
 from crowdsurf.protocol import assignment, effects, events, limits, wire
-from crowdsurf.protocol.cases import subject_of
+from crowdsurf.protocol.cases import objection_to, subject_of
 from crowdsurf.protocol.effects import Effect
-from crowdsurf.protocol.envelope import Signer, Slot, decode_envelope, seal, signed_bytes, slot_of
+from crowdsurf.protocol.envelope import Slot, decode_envelope, seal, signed_bytes, slot_of
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import (
@@ -30,141 +25,19 @@ from crowdsurf.protocol.messages import (
     Cut,
     Envelope,
     Kind,
+    Projection,
     Reason,
+    indexes_of,
     payload_digest,
 )
-from crowdsurf.protocol.node import Node
-from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Distortion, Forgery
-from crowdsurf.protocol.sim.names import name_of
+from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind, is_own
+from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery
+from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
 
+__all__ = ["ATTACKS", "Adversary", "Body", "Mind", "has_effect"]
 
-class Body(Protocol):
-    """What an adversary knows of the peer it sits in, and the one thing it may do there by itself."""
-
-    @property
-    def id(self) -> PeerId: ...
-
-    @property
-    def signer(self) -> Signer: ...
-
-    @property
-    def node(self) -> Node: ...
-
-    @property
-    def step(self) -> int:
-        """The step it is in."""
-        ...
-
-    @property
-    def state(self) -> Digest:
-        """The state it holds."""
-        ...
-
-    def carry_out_later(self, seconds: float, effect: Effect) -> None:
-        """Carry out an effect after a while."""
-        ...
-
-
-@dataclass(slots=True)
-class Mind:
-    """What colluding attackers share."""
-
-    attack: str
-    strength: float
-    start: int = 0
-    """First step of the attack."""
-    stop: int | None = None
-    """First step after it; None: never stops."""
-    adaptive: bool = False
-    """Behave for `CALM_STEPS` whenever one of them looks suspected."""
-    chance: random.Random = field(default_factory=random.Random)
-    members: list[PeerId] = field(default_factory=list)
-    past: dict[PeerId, list[tuple[Digest, Digest]]] = field(default_factory=dict)
-    """Every member's (state, seed) of its work units, oldest first."""
-    calm_until: int = 0
-
-    def salt(self, *fields: object) -> Digest:
-        """Shared chance: the same for all members that ask for the same."""
-        return name_of("salt", self.attack, *fields)
-
-
-CALM_STEPS = 20
 DELAY_STEPS = 1000
 """How old the gradients of delayed_gradient are (BTARD, section 4.1); younger while the run is."""
-
-
-class Adversary:
-    """Base: does nothing wrong. One object for each attacking host."""
-
-    name: ClassVar[str] = "none"
-
-    def __init__(self, mind: Mind) -> None:
-        self.mind = mind
-
-    def attacking(self, step: int) -> bool:
-        """Whether the attack is on in this step."""
-        mind = self.mind
-        in_time = step >= mind.start and (mind.stop is None or step < mind.stop)
-        return in_time and not (mind.adaptive and step < mind.calm_until)
-
-    # --- what it computes --------------------------------------------------------------------------------
-
-    def forgery(self, host: Body, effect: effects.ComputeWork) -> Forgery | None:
-        """What it computes instead of its work unit; None for the honest one."""
-        return None
-
-    def distortion(self, host: Body, effect: effects.AggregatePart) -> Distortion | None:
-        """How it changes its aggregate of a part; None for the right one."""
-        return None
-
-    def finding(self, host: Body, effect: effects.RecomputeWork, honest: Digest) -> Digest:
-        """What it commits to as validator."""
-        return honest
-
-    # --- what it sends -----------------------------------------------------------------------------------
-
-    def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
-        """What it does, given what an honest peer would do. It never says anything against its own kind."""
-        self._look_for_suspicion(wanted)
-        wanted = [effect for effect in wanted if not self._betrays(host, effect)]
-        if not self.attacking(host.step):
-            return wanted
-        return [changed for effect in wanted for changed in self.send(host, effect)]
-
-    def _betrays(self, host: Body, effect: Effect) -> bool:
-        if not isinstance(effect, effects.PersistSigned | effects.SendEnvelope):
-            return False
-        envelope = effect.envelope
-        if envelope.sender != host.id or envelope.kind not in (Kind.ACCUSATION, Kind.VERDICT):
-            return False
-        payload = wire.unpack(envelope.payload, PAYLOAD_TYPES[Kind(envelope.kind)], limits.ENVELOPE_BYTES_MAX)
-        named = payload.accused if isinstance(payload, Accusation) else payload.guilty  # type: ignore[union-attr]
-        return named in self.mind.members
-
-    def _look_for_suspicion(self, wanted: list[Effect]) -> None:
-        """An adaptive attacker lies low when a certified step went on without one of its kind."""
-        for effect in wanted:
-            if self.mind.adaptive and isinstance(effect, effects.StepCertified):
-                missing = set(effect.roster) & set(self.mind.members) - set(effect.contributors)
-                if missing:
-                    self.mind.calm_until = max(self.mind.calm_until, effect.step + 1 + CALM_STEPS)
-
-    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
-        """What becomes of one effect while the attack is on."""
-        return (effect,)
-
-    # --- what it hears -----------------------------------------------------------------------------------
-
-    def hear(self, host: Body, event: events.Event) -> None:
-        """An event is about to be given to its node."""
-
-    def serves(self, host: Body) -> bool:
-        """Whether it answers requests for bytes."""
-        return True
-
-    def serve_state(self, host: Body, honest: Digest) -> Digest:
-        """The state it gives to newcomers."""
-        return honest
 
 
 class GradientAttack(Adversary):
@@ -194,26 +67,6 @@ class GradientAttack(Adversary):
         )
 
 
-class WrongAggregate(Adversary):
-    """As aggregator, sends another vector than the rule's result (attacks-and-rules 4.1, row 7)."""
-
-    def distortion(self, host: Body, effect: effects.AggregatePart) -> Distortion | None:
-        if not self.attacking(effect.step):
-            return None
-        return Distortion(self.mind.strength, self.salt(host, effect))
-
-    def salt(self, host: Body, effect: effects.AggregatePart) -> Digest:
-        """Which way the aggregate is moved."""
-        return self.mind.salt(host.id, effect.step, effect.part)
-
-
-class ColludingAggregate(WrongAggregate):
-    """All attackers move their parts the same way in every step, so that the error adds up over steps."""
-
-    def salt(self, host: Body, effect: effects.AggregatePart) -> Digest:
-        return self.mind.salt(effect.part)
-
-
 class WithholdPart(Adversary):
     """Commits to a gradient and never sends or serves its bytes; the share `strength` of members is left out, the same
     ones for all attackers of a step (4.1, row 2: nobody can tell who lied on a private link)."""
@@ -232,16 +85,30 @@ class WithholdPart(Adversary):
         return not self.attacking(host.step)
 
 
-class WithholdReveal(Adversary):
-    """Never opens its nonce: once it has seen the others' it could choose the beacon by keeping silent (row 5)."""
+class Withhold(Adversary):
+    """Never says one kind of thing."""
+
+    kind: ClassVar[Kind]
 
     def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
-        hidden = isinstance(effect, effects.PersistSigned | effects.SendEnvelope)
-        return () if hidden and effect.envelope.kind == Kind.REVEAL and effect.envelope.sender == host.id else (effect,)  # type: ignore[union-attr]
+        return () if is_own(host, effect, self.kind) else (effect,)
+
+
+class WithholdReveal(Withhold):
+    """Never opens its nonce: once it has seen the others' it could choose the beacon by keeping silent (row 5)."""
+
+    kind = Kind.REVEAL
+
+
+class WithholdProjection(Withhold):
+    """Never shows that its aggregates are right: they count for nothing."""
+
+    kind = Kind.PROJECTION
 
 
 class Equivocate(Adversary):
-    """Signs two commits, cuts and aggregates for one slot and shows each half of the members another one (row 1)."""
+    """Signs two commits, cuts, aggregates and projections for one slot and shows each half of the members another one
+    (row 1)."""
 
     def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         if not isinstance(effect, effects.SendEnvelope) or effect.envelope.sender != host.id:
@@ -262,6 +129,8 @@ class Equivocate(Adversary):
             payload = msgspec.structs.replace(payload, commits=payload.commits[:-1] or payload.commits)
         elif isinstance(payload, Aggregate):
             payload = msgspec.structs.replace(payload, digest=self.mind.salt(payload.cut, payload.part))
+        elif isinstance(payload, Projection):
+            payload = msgspec.structs.replace(payload, norm=payload.norm + 1.0)
         else:
             return None
         return seal(host.signer, envelope.run_id, slot_of(envelope), payload).envelope
@@ -341,22 +210,40 @@ class LazyValidator(Adversary):
 
 
 class FalseAccusation(Adversary):
-    """Accuses honest peers: as validator its target, as target its validator (both of which everybody must recompute),
-    and every other attacker also somebody drawn, with a proof that proves nothing (row 3)."""
+    """Accuses honest peers: as validator its target, as target its validator, now and then an aggregator of its part
+    (all of which everybody must recompute), and every other attacker also somebody drawn, with a proof that proves
+    nothing (row 3)."""
 
     def __init__(self, mind: Mind) -> None:
         super().__init__(mind)
         self._accused_in: set[int] = set()
+        self._objected_in: set[int] = set()
 
     def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
         wanted = super().change(host, wanted)
         head = host.node.chain.head
-        if not self.attacking(head.step) or head.step in self._accused_in or host.id not in head.roster.indexes:
+        if not self.attacking(head.step) or host.id not in head.roster.indexes:
             return wanted
-        self._accused_in.add(head.step)
-        return [*wanted, *self._accuse(host)]
+        accusations: list[Accusation] = []
+        if head.step not in self._accused_in:
+            self._accused_in.add(head.step)
+            accusations += self._accusations(host)
+        if head.step not in self._objected_in and self.mind.salt("objection", host.id, head.step)[0] % 4 == 0:
+            accusations += self._objection(host)
+        return [*wanted, *(self._accuse(host, accusation) for accusation in accusations)]
 
-    def _accuse(self, host: Body) -> Iterable[Effect]:
+    def _objection(self, host: Body) -> list[Accusation]:
+        """To the first projection of an honest aggregator that says something about it."""
+        machine, member = host.node.machine, host.node.chain.head.roster.indexes[host.id]
+        for shown in machine.transcript.of_kind(Kind.PROJECTION) if machine is not None else ():
+            projection = shown.payload
+            is_about_it = isinstance(projection, Projection) and member in indexes_of(projection.included)
+            if is_about_it and shown.sender not in self.mind.members:
+                self._objected_in.add(host.step)
+                return [objection_to(shown, member)]
+        return []
+
+    def _accusations(self, host: Body) -> list[Accusation]:
         head, salt = host.node.chain.head, self.mind.salt(host.id, host.step)
         honest = [peer for peer in head.roster.peers if peer not in self.mind.members]
         accusations = []
@@ -370,14 +257,17 @@ class FalseAccusation(Adversary):
         if self.mind.members.index(host.id) % 2 and honest:
             victim = honest[salt[0] % len(honest)]
             accusations.append(Accusation(victim, Reason.EQUIVOCATION, head.step, salt * 4))
+        return accusations
+
+    def _accuse(self, host: Body, accusation: Accusation) -> Effect:
+        head = host.node.chain.head
         others = tuple(peer for peer in head.roster.peers if peer != host.id)
-        for accusation in accusations:
-            slot = Slot(head.step, 0, Kind.ACCUSATION, subject_of(accusation))
-            yield effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
+        slot = Slot(head.step, 0, Kind.ACCUSATION, subject_of(accusation))
+        return effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
 
 
 class NotYet(Adversary):
-    """An attack on messages that the rules do not have yet (projections): until then its peers behave."""
+    """An attack on messages that the rules do not have yet: until then its peers behave."""
 
 
 ATTACKS: dict[str, type[Adversary]] = {
@@ -385,9 +275,11 @@ ATTACKS: dict[str, type[Adversary]] = {
     **dict.fromkeys(GRADIENT_ATTACKS, GradientAttack),
     "wrong_aggregate": WrongAggregate,
     "colluding_aggregate": ColludingAggregate,
-    "wrong_projection": NotYet,
+    "wrong_projection": WrongProjection,
+    "late_aggregate": LateAggregate,
     "withhold_part": WithholdPart,
     "withhold_reveal": WithholdReveal,
+    "withhold_projection": WithholdProjection,
     "equivocate": Equivocate,
     "false_accusation": FalseAccusation,
     "lazy_validator": LazyValidator,

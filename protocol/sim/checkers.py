@@ -18,12 +18,15 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Header, Kind, Vote
+from crowdsurf.protocol.messages import Aggregate, Header, Kind, Reveal, Vote
 from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sim.checker import Checker, Violation, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.header_follows import HeaderFollows
 from crowdsurf.protocol.sim.host import MEMORY_STEPS, Host
 from crowdsurf.protocol.sim.justice import EvidenceHolds, NoHonestBan, NoHonestBlame, NoHonestRest, Patient
+from crowdsurf.protocol.sim.outspoken import Outspoken
+from crowdsurf.protocol.sim.vouched import radius_of
+from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
 
 _STEPS_KEPT = 64
@@ -313,7 +316,7 @@ class BoundedQueues(Checker):
 def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
     tribunal = auditor.tribunal
     cases = tribunal._cases.values()
-    disputes = Counter(case.accuser for case in cases if case.audit is not None)
+    disputes = Counter(case.accuser for case in cases if case.question is not None)
     return [
         ("open cases", len(cases), limits.EVIDENCE_MAX),
         ("open cases of one accuser", max(disputes.values(), default=0), limits.CASES_PER_ACCUSER_MAX),
@@ -369,7 +372,9 @@ class NothingDropped(Checker):
         # Of a step in which a nonce is withheld nothing counts.
         for part, aggregator in enumerate(machine.facts.duties(cut)) if not withheld(header) else ():
             said = machine.transcript.aggregate(header.cut, part, aggregator)
-            if not header.parts[part] and said is not None and machine.holds(Digest(said.digest)):
+            if header.parts[part] or said is None or not machine.holds(Digest(said.digest)):
+                continue
+            if radius_of(host.node.chain.manifest) is None or _is_vouched_for(host, machine, said, aggregator):
                 return True
         commits = machine.transcript.commits_in(cut, machine.facts.peers)
         revealed = {index: machine.transcript.reveals.get(machine.facts.peers[index]) for index in commits}
@@ -377,6 +382,17 @@ class NothingDropped(Checker):
             nonce is not None and not header.nonces[index] and nonce_digest(nonce) == commits[index].nonce_digest
             for index, nonce in revealed.items()
         )
+
+
+def _is_vouched_for(host: Host, machine: StepMachine, said: Aggregate, aggregator: PeerId) -> bool:
+    """Whether all that is needed for an aggregate to count is here. Only that of an honest peer is certain to."""
+    known, by = machine.transcript, host.world.hosts[aggregator]
+    witnesses = [reveal.payload for reveal in known.reveals_of(said.cut)]
+    named = sum(isinstance(one, Reveal) and said.digest in one.aggregates for one in witnesses)
+    scrutiny = machine.holdings.scrutiny
+    is_checked = scrutiny is not None and scrutiny.is_known(said.digest)
+    shown = known.projection(said.cut, said.part, aggregator) is not None and not known.objectors(said.cut, aggregator)
+    return by.honest and is_checked and shown and 2 * named >= len(machine.facts.peers)
 
 
 class Admitted(Checker):
@@ -473,6 +489,7 @@ def all_checkers(verify: Callable[[PeerId, bytes, bytes], bool]) -> list[Checker
         Patient(),
         NoHonestBlame(),
         EvidenceHolds(verify),
+        Outspoken(),
         BoundedQueues(),
         HeaderFollows(),
         Awake(),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.projection import Line
 
 
 class Work(NamedTuple):
@@ -23,6 +24,8 @@ class Work(NamedTuple):
     """The gradient cut into parts, a digest each."""
     loss: float
     samples: int
+    norms: tuple[float, ...] = ()
+    """Length of every part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,11 @@ class Compute(Protocol):
 
     def distort(self, aggregate: Digest, strength: float, salt: Digest) -> Digest:
         """A wrong aggregate: another vector of the same length, `strength` times the aggregate's norm away."""
+        ...
+
+    def project(self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest) -> tuple[float, tuple[Line, ...]]:
+        """The length of an aggregate of a recent step, and a line for each row (a part of a gradient, its digest), on
+        directions drawn from `seed` (`assignment.projection_seed`); no lines at all if a number is not finite."""
         ...
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:

@@ -9,10 +9,11 @@ none of their checks.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from crowdsurf.protocol import assignment, effects
+from crowdsurf.protocol import assignment, effects, limits
 from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
 from crowdsurf.protocol.cases import proof_holds
 from crowdsurf.protocol.effects import Effect
@@ -20,6 +21,7 @@ from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.messages import (
+    PROVEN,
     Accusation,
     Aggregate,
     Ban,
@@ -28,10 +30,13 @@ from crowdsurf.protocol.messages import (
     Envelope,
     Header,
     Kind,
+    Projection,
     Reason,
+    Reveal,
     Verdict,
     indexes_of,
 )
+from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import (
     REST_DOUBLINGS_MAX,
     REST_FORGOTTEN_STEPS,
@@ -44,6 +49,7 @@ from crowdsurf.protocol.roster import (
 )
 from crowdsurf.protocol.sim.checker import Checker, name_of_header
 from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.vouched import is_too_long, is_unbalanced, radius_of
 
 _STEPS_KEPT = 8
 """Messages of older steps are forgotten; nobody is that far behind and still signs."""
@@ -58,6 +64,8 @@ class Before(NamedTuple):
     roster: Roster
     validators: frozenset[bytes]
     """Who validates in it."""
+    owed: tuple[tuple[int, bytes], ...] = ()
+    """(step, member) of work that is still to be looked at, because its author kept its nonce back."""
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -73,6 +81,14 @@ class Said:
     """Whoever proposed them."""
     aggregates: set[tuple[bytes, int, bytes, bytes]] = field(default_factory=set)
     """Cut, part, sender and digest."""
+    inputs: set[tuple[bytes, int, bytes, bytes, bytes]] = field(default_factory=set)
+    """The same, and who went in."""
+    named: dict[tuple[bytes, int, bytes], set[bytes]] = field(default_factory=dict)
+    """Who has named an aggregate when it opened its nonce, by cut, part and digest."""
+    projections: dict[tuple[bytes, bytes], Projection] = field(default_factory=dict)
+    """By payload digest and sender."""
+    beacons: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """What honest aggregators have drawn directions from, by cut."""
 
     def add(self, opened: Opened) -> None:
         """Keep a message if it is of a kind that headers follow from."""
@@ -82,7 +98,14 @@ class Said:
         elif isinstance(payload, Cut):
             self.cuts[opened.digest] = payload
         elif isinstance(payload, Aggregate):
-            self.aggregates.add((payload.cut, payload.part, opened.sender, payload.digest))
+            aggregate = (payload.cut, payload.part, opened.sender, payload.digest)
+            self.aggregates.add(aggregate)
+            self.inputs.add((*aggregate, payload.included))
+        elif isinstance(payload, Reveal):
+            for part, name in enumerate(payload.aggregates):
+                self.named.setdefault((payload.cut, part, name), set()).add(opened.sender)
+        elif isinstance(payload, Projection):
+            self.projections[opened.digest, opened.sender] = payload
 
     def commits_in(self, cut: Cut, members: tuple[Member, ...]) -> dict[int, Commit]:
         """The commits a cut names, as far as the members they are said to be of signed them, by index."""
@@ -104,6 +127,7 @@ class HeaderFollows(Checker):
         effects.PersistSigned,
         effects.SendEnvelope,
         effects.AggregatePart,
+        effects.ProjectPart,
     )
 
     def __init__(self) -> None:
@@ -140,6 +164,8 @@ class HeaderFollows(Checker):
                 self._collect(host, effect.envelope)
         elif host.honest and isinstance(effect, effects.AggregatePart):
             self._check_inputs(host, effect)
+        elif host.honest and isinstance(effect, effects.ProjectPart):
+            self._said.setdefault(effect.step, Said()).beacons.setdefault(effect.cut, set()).add(effect.beacon)
         elif host.honest and isinstance(effect, effects.PersistCertificate):
             self._check(host, effect.certificate.header)
 
@@ -150,7 +176,7 @@ class HeaderFollows(Checker):
         elif envelope.kind in (Kind.ACCUSATION, Kind.VERDICT):
             with contextlib.suppress(Refusal):
                 self._collect_case(host.node._open(envelope))
-        elif envelope.kind <= Kind.REVEAL:
+        elif envelope.kind <= Kind.REVEAL or envelope.kind == Kind.PROJECTION:
             said = self._said.get(envelope.step)
             if said is None:
                 said = self._said[envelope.step] = Said()
@@ -210,9 +236,9 @@ class HeaderFollows(Checker):
             self.report(host, f"nobody proposed the cut of step {header.step}")
             return
         commits = said.commits_in(cut, before.members)
-        problems = _wrong_sources(header, before, cut, commits, said) | self._wrong_members(
-            host, header, before, commits
-        )
+        problems = _wrong_sources(header, before, cut, commits, said)
+        problems |= self._wrong_members(host, header, before, commits)
+        problems |= _wrong_proofs(header, before, cut, commits, said, radius_of(host.node.chain.manifest))
         for text, wrong in problems.items():
             if wrong:
                 self.report(host, f"the header of step {header.step} {text}")
@@ -221,7 +247,7 @@ class HeaderFollows(Checker):
         manifest = host.node.chain.manifest
         roster = _next_roster(header, before, manifest.missed_steps_max)
         validators = _next_validators(header, before, roster, manifest.audit.rate)
-        after = Before(name, Digest(header.beacon), roster, validators)
+        after = Before(name, Digest(header.beacon), roster, validators, _next_owed(header, before, manifest.audit.rate))
         if header.next_roster != after.roster.digest:
             self.report(host, f"the header of step {header.step} leads to another roster than its facts do")
         self._before.setdefault(header.step + 1, after)
@@ -258,10 +284,10 @@ class HeaderFollows(Checker):
             said = opened.payload
             if not isinstance(said, Accusation) or said.step != ban.step:
                 continue
-            if said.reason == Reason.EQUIVOCATION:
-                holds = proof_holds(said, node.chain.run_id, node._verify)
+            if said.reason in PROVEN:
+                holds = proof_holds(said, node.chain.run_id, node._verify, clipping_of(node.chain.manifest))
                 guilty = said.accused if holds else opened.sender
-                reason = Reason.EQUIVOCATION if holds else Reason.FALSE_ACCUSATION
+                reason = said.reason if holds else Reason.FALSE_ACCUSATION
                 if (ban.peer, ban.reason) == (guilty, reason) and holds == (ban.case == name):
                     return True
                 continue
@@ -289,6 +315,7 @@ def _named_by_most(lists: list[tuple[bytes, ...]], eligible: set[bytes]) -> tupl
 def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, Commit], said: Said) -> dict[str, bool]:
     """What in a header is not what its sources say."""
     indexes = [index for index, _ in cut.commits]
+    void = any(index < len(header.nonces) and not header.nonces[index] for index in indexes)
     duties = assignment.aggregators(before.beacon, tuple(indexes), len(before.members))
     peers = [member.peer for member in before.members]
     return {
@@ -309,16 +336,61 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
             nonce and (index not in commits or nonce_digest(nonce) != commits[index].nonce_digest)
             for index, nonce in enumerate(header.nonces)
         ),
-        "counts work of a step that somebody could choose the beacon of": any(header.parts)
-        and any(index < len(header.nonces) and not header.nonces[index] for index in indexes),
+        "counts work of a step that somebody could choose the beacon of": any(header.parts) and void,
         "counts work of a validator, or none of somebody else": any(
             bool(commit.parts) == (peers[index] in before.validators) or (commit.parts and commit.finding)
             for index, commit in commits.items()
         ),
         "excuses others than validators without a finding": indexes_of(header.excused)
         != [index for index, commit in commits.items() if not commit.parts and not commit.finding],
-        "has a beacon of its own": header.beacon != next_beacon(before.beacon, header.nonces),
+        "has a beacon of its own": header.beacon != next_beacon(before.beacon, () if void else header.nonces),
     }
+
+
+def _wrong_proofs(
+    header: Header, before: Before, cut: Cut, commits: dict[int, Commit], said: Said, radius: float | None
+) -> dict[str, bool]:
+    """What in a header nobody vouches for, or not well enough."""
+    size = len(before.members)
+    if radius is None:
+        return {"names projections that nobody has asked for": bool(header.projections)}
+    if len(header.projections) != size or len(header.parts) != size:
+        return {"does not say what vouches for each part": True}
+    found = dict.fromkeys(
+        (
+            "counts an aggregate that too few had heard of when nonces were opened",
+            "counts an aggregate that its aggregator does not vouch for",
+            "counts an aggregate whose lines do not add up",
+            "counts an aggregate that is too long",
+            "counts aggregates that were looked at from directions known before",
+        ),
+        False,
+    )
+    late, unproven, unbalanced, too_long, known = found
+    found[known] = any(header.parts) and bool(said.beacons.get(header.cut, set()) - {header.beacon})
+    duties = assignment.aggregators(before.beacon, tuple(index for index, _ in cut.commits), size)
+    peers = [member.peer for member in before.members]
+    for part, (name, proof) in enumerate(zip(header.parts, header.projections, strict=True)):
+        if not name:
+            found[unproven] |= bool(proof)
+            continue
+        aggregator, witnesses = peers[duties[part]], said.named.get((header.cut, part, name), set())
+        found[late] |= 2 * len(witnesses & set(peers)) < size
+        shown = said.projections.get((proof, aggregator))
+        about = (header.cut, part, aggregator, name, shown.included) if shown is not None else None
+        if (
+            shown is None
+            or about not in said.inputs
+            or (shown.cut, shown.part, shown.aggregate) != (header.cut, part, name)
+        ):
+            found[unproven] = True
+            continue
+        norms = {index: commit.norms[part] for index, commit in commits.items() if part < len(commit.norms)}
+        included = [norms.get(index, math.inf) for index in indexes_of(shown.included)]
+        found[unproven] |= len(shown.lines) != len(included)
+        found[unbalanced] |= is_unbalanced(shown, radius)
+        found[too_long] |= is_too_long(shown.norm, list(norms.values()), included, radius)
+    return found
 
 
 def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roster:
@@ -366,8 +438,20 @@ def _next_validators(header: Header, before: Before, roster: Roster, rate: float
     members = {member.peer for member in roster.members}
     pool = [PeerId(peer) for peer in there if peer not in {ban.peer for ban in header.bans}]
     count = min(max(1, round(rate * len(members))), len(members) // 2) if rate else 0
-    idle = {PeerId(peer) for peer in before.validators}
-    return frozenset(
-        pair[0]
-        for pair in assignment.audits(Digest(header.beacon), pool, {PeerId(peer) for peer in members}, idle, count)
-    )
+    idle, drawn = {PeerId(peer) for peer in before.validators}, Digest(header.beacon)
+    first = [pair[0] for pair in assignment.audits(drawn, pool, {PeerId(peer) for peer in members}, idle, count)]
+    free = [peer for peer in pool if peer in members and peer not in first] if rate else []
+    owed = sum(1 for _, peer in before.owed if peer not in {ban.peer for ban in header.bans})
+    more = assignment.several_each(drawn, free, owed, len(members) // 2 - len(first))
+    return frozenset((*first, *(peer for group in more for peer in group)))
+
+
+def _next_owed(header: Header, before: Before, rate: float) -> tuple[tuple[int, bytes], ...]:
+    """SPEC R-4.40 in other words: whoever worked in a step that is void for want of its nonce."""
+    silent = [index for index in indexes_of(header.contributors) if not header.nonces[index]]
+    opened = len(indexes_of(header.contributors)) - len(silent)
+    if not silent or not rate:
+        return ()
+    peers = [before.members[index].peer for index in silent] if opened > len(before.members) / 2 else []
+    kept = tuple(one for one in before.owed if header.step - one[0] < limits.CASE_STEPS // 2)
+    return (*kept, *((header.step, peer) for peer in peers if peer not in before.validators))

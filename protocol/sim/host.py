@@ -23,6 +23,7 @@ from crowdsurf.protocol.sim.disk import CHECKPOINT_STEPS, Disk
 from crowdsurf.protocol.sim.keys import SimulatedSigner
 from crowdsurf.protocol.sim.network import Network
 from crowdsurf.protocol.sim.timeline import Timeline, Timings
+from crowdsurf.protocol.sim.worker import Worker
 
 if TYPE_CHECKING:
     from crowdsurf.protocol.sim.adversaries import Adversary
@@ -33,7 +34,6 @@ CERTIFICATE_BYTES = 4096
 REQUEST_BYTES = 64
 FETCH_SECONDS_MAX = 3.0
 """An unanswered request for bytes is given up after so long."""
-APPLY_SECONDS = 0.01
 WORKER_START_SECONDS = 1.0
 LEAVE_SECONDS_MAX = 8.0
 """How long the others may take to let a leaver go."""
@@ -42,8 +42,6 @@ CLOCK_ROUNDING_SECONDS = 1e-6
 """Going from one clock to the other and back must not make a deadline come a hair too early for ever."""
 MEMORY_STEPS = 2
 """Blobs of older steps are gone from memory."""
-PAST_STATES = 2
-"""States before the current one that a worker can still compute work units at."""
 UNEXPECTED_BLOBS_MAX = 4 * limits.ROSTER_PEERS_MAX
 """Blobs that came before anybody knew what they are."""
 
@@ -129,8 +127,6 @@ class Host:
         self.late_deadlines = 0
         """How often its node wanted to be called in the past."""
         self._life = 0
-        self._worker_life = 0
-        self._work = 0
         self._asking_state = 0
         self._tick_at: float | None = None
         self._blobs: dict[int, set[bytes]] = {}
@@ -138,10 +134,7 @@ class Host:
         """Bytes somebody waits for, by digest, and the step they were first waited for in."""
         self._fetching: set[bytes] = set()
         self._unexpected: dict[bytes, int] = {}
-        self._past_states: list[Digest] = []
-        """What the worker remembers: the state it holds and those before it, newest last."""
-        self._own_work: tuple[int, Digest, Digest, int] | None = None
-        """The newest own work unit: step, state, seed, number of parts."""
+        self.worker = Worker(self)
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -160,7 +153,7 @@ class Host:
         self._life += 1
         self.alive, self.started, self.finished, self._tick_at = True, True, "", None
         self._blobs, self._expected, self._fetching, self._unexpected = {}, {}, set(), {}
-        self._past_states, self._own_work = [], None
+        self.worker.die()
         self.node = self.world.make_node(self.signer)
         self.node.restore(self.disk.recovered())
         self._load_newest_state()
@@ -188,10 +181,9 @@ class Host:
     def lose_worker(self) -> None:
         """The compute worker dies: what it was doing and its state are gone; blobs are the daemon's."""
         if self.alive and not self.finished:
-            self._worker_life += 1
-            self._past_states, self._own_work = [], None
+            self.worker.die()
             self.give(events.StateLost())
-            self._worker_later(WORKER_START_SECONDS, self._load_newest_state)
+            self.worker.later(WORKER_START_SECONDS, self._load_newest_state)
 
     def _load_newest_state(self) -> None:
         step = max((s for s in self.disk.states if s <= self.step), default=0)
@@ -224,14 +216,6 @@ class Host:
 
     def _if_still(self, life: int, action: Callable[..., object], *arguments: object) -> None:
         if life == self._life and self.alive:
-            action(*arguments)
-
-    def _worker_later(self, seconds: float, action: Callable[..., object], *arguments: object) -> None:
-        """Do something unless the host or its compute worker dies before."""
-        self.later(seconds, self._if_worker_still, self._worker_life, action, *arguments)
-
-    def _if_worker_still(self, life: int, action: Callable[..., object], *arguments: object) -> None:
-        if life == self._worker_life:
             action(*arguments)
 
     def _arm(self) -> None:
@@ -283,6 +267,8 @@ class Host:
         action = _ACTIONS.get(kind)
         if action is not None:
             action(self, effect)
+        else:
+            self.worker.do(effect)
 
     def _persist(self, wanted: Iterable[Effect]) -> None:
         """As the driver's `persist`: append all, sync when something was signed or a state will be saved."""
@@ -291,7 +277,7 @@ class Host:
             if isinstance(effect, effects.PersistSigned | effects.PersistLock | effects.PersistCertificate):
                 self.disk.append(effect)
                 must_be_durable |= not isinstance(effect, effects.PersistCertificate)
-                if isinstance(effect, effects.PersistLock) and self._holds_all(effect.header.parts):
+                if isinstance(effect, effects.PersistLock) and self.holds_all(effect.header.parts):
                     self.disk.save_update(effect.header.step, effect.header.parts)
                     self.disk.grounds = effect.grounds
             elif isinstance(effect, effects.ApplyUpdate):
@@ -345,7 +331,8 @@ class Host:
         """Whether it can serve these bytes, from memory or from disk."""
         return any(digest in blobs for blobs in self._blobs.values()) or self.disk.has_part(digest)
 
-    def _holds_all(self, parts: tuple[bytes, ...]) -> bool:
+    def holds_all(self, parts: tuple[bytes, ...]) -> bool:
+        """Whether it can serve the bytes of all parts that are not void."""
         return all(self.holds(part) for part in parts if part)
 
     def hold(self, digest: bytes) -> None:
@@ -464,93 +451,16 @@ class Host:
             self._hold_state(step, digest)
             self.give(events.StateReady(step, digest, source))
 
-    # --- computing ---------------------------------------------------------------------------------------
-
-    def _compute_work(self, effect: effects.ComputeWork) -> None:
-        faults, chance = self.world.network.faults, self.world.chance
-        token = self._work = self._work + 1
-        seconds = self.world.work_seconds * self.speed * (0.9 + 0.2 * chance.random())
-        if faults.straggle and chance.random() < faults.straggle:
-            seconds *= faults.straggle_factor
-        fails = bool(faults.work_failure) and chance.random() < faults.work_failure
-        self._worker_later(seconds, self._work_ready, token, effect, fails)
-
-    def _work_ready(self, token: int, effect: effects.ComputeWork, fails: bool) -> None:
-        if token != self._work:
-            return
-        if fails:
-            self.give(events.WorkFailed(effect.step, "a simulated failure"))
-            return
-        forgery = self.adversary.forgery(self, effect) if self.adversary is not None else None
-        if forgery is None:
-            work = self.world.compute.work(self.state, effect.seed, effect.parts)
-        else:
-            work = self.world.compute.forge(forgery)
-        self._own_work = (effect.step, self.state, effect.seed, effect.parts)
-        self._blobs.setdefault(self.step, set()).update(work.parts)
-        self.give(events.WorkDone(effect.step, work.parts, work.loss, work.samples))
-
-    def _recompute(self, effect: effects.RecomputeWork) -> None:
-        """Another peer's work unit; the worker remembers the states of the last steps only."""
-        seconds = self.world.work_seconds * self.speed * (0.9 + 0.2 * self.world.chance.random())
-        self._worker_later(seconds, self._recomputed, effect)
-
-    def _recomputed(self, effect: effects.RecomputeWork) -> None:
-        step, seed, finder = effect.step, effect.seed, effect.finder
-        if effect.state not in self._past_states:
-            self.give(events.RecomputeFailed(step, seed, finder))
-            return
-        work = self.world.compute.work(effect.state, seed, effect.parts)
-        finding = self.world.compute.finding(effect.state, seed, effect.parts, finder)
-        if self.adversary is not None and finder == self.id:
-            finding = self.adversary.finding(self, effect, finding)
-        self.give(events.WorkRecomputed(step, seed, finder, work.parts, finding))
-
-    def _compute_finding(self, effect: effects.ComputeFinding) -> None:
-        """Over the own gradient, which is still in memory unless the worker died since."""
-        done = self._own_work
-        if done is not None and done[0] == effect.step and self.adversary is None:
-            finding = self.world.compute.finding(done[1], done[2], done[3], effect.finder)
-            self._worker_later(APPLY_SECONDS, self.give, events.FindingKnown(effect.step, effect.finder, finding))
-
-    def _cancel_work(self, effect: effects.CancelWork) -> None:
-        self._work += 1
-
-    def _aggregate(self, effect: effects.AggregatePart) -> None:
-        faults, chance = self.world.network.faults, self.world.chance
-        if not (faults.aggregate_failure and chance.random() < faults.aggregate_failure):
-            self._worker_later(APPLY_SECONDS, self._aggregated, effect)
-
-    def _aggregated(self, effect: effects.AggregatePart) -> None:
-        found = self.world.compute.aggregate(effect.inputs, effect.cut, effect.part)
-        if found is None:
-            return  # nothing finite to aggregate: the part stays void
-        digest, included = found
-        wrong = self.adversary.distortion(self, effect) if self.adversary is not None else None
-        if wrong is not None:
-            digest = self.world.compute.distort(digest, wrong.strength, wrong.salt)
-        self.hold(digest)
-        self.give(events.PartAggregated(effect.step, effect.cut, effect.part, digest, included))
-
-    def _apply(self, effect: effects.ApplyUpdate) -> None:
-        if effect.step != self.state_step:
-            return
-        if not self._holds_all(effect.parts):
-            self.lose_worker()  # as the live peer: back to a state on disk, and the rules fetch anew
-            return
-        self.disk.save_update(effect.step, effect.parts)
-        self._worker_later(APPLY_SECONDS, self._applied, effect)
-
-    def _applied(self, effect: effects.ApplyUpdate) -> None:
-        state = self.world.compute.apply(self.state, effect.parts)
-        step = effect.step + 1
-        self._hold_state(step, state)
+    def take_update(self, before: int, digest: Digest) -> None:
+        """The worker has applied step `before`."""
+        step = before + 1
+        self._hold_state(step, digest)
         if step % CHECKPOINT_STEPS == 0:
-            self.disk.save_state(step, state)
-        self.give(events.StateReady(step, state))
+            self.disk.save_state(step, digest)
+        self.give(events.StateReady(step, digest))
 
     def _hold_state(self, step: int, digest: Digest) -> None:
-        self._past_states = [*self._past_states[-PAST_STATES:], digest]
+        self.worker.hold_state(digest)
         self.state_step, self.state = step, digest
         for see in self.world.state_observers:
             see(self, step, digest)
@@ -574,13 +484,7 @@ _ACTIONS: dict[type, Callable[[Host, object], None]] = {
     effects.FetchBlob: Host._fetch_blob,  # type: ignore[dict-item]
     effects.RequestChain: Host._request_chain,  # type: ignore[dict-item]
     effects.RequestState: Host._request_state,  # type: ignore[dict-item]
-    effects.ComputeWork: Host._compute_work,  # type: ignore[dict-item]
-    effects.CancelWork: Host._cancel_work,  # type: ignore[dict-item]
-    effects.RecomputeWork: Host._recompute,  # type: ignore[dict-item]
-    effects.ComputeFinding: Host._compute_finding,  # type: ignore[dict-item]
     effects.PersistEvidence: Host._keep_evidence,  # type: ignore[dict-item]
-    effects.AggregatePart: Host._aggregate,  # type: ignore[dict-item]
-    effects.ApplyUpdate: Host._apply,  # type: ignore[dict-item]
     effects.Finished: Host._finish,  # type: ignore[dict-item]
     effects.Refused: Host._note_refusal,  # type: ignore[dict-item]
     effects.StepCertified: Host._note_story,  # type: ignore[dict-item]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from crowdsurf.protocol import effects, limits, wire
-from crowdsurf.protocol.cases import Proof
+from crowdsurf.protocol.cases import Particular, Proof
 from crowdsurf.protocol.chain import Head, genesis, vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import (
@@ -25,10 +25,25 @@ from crowdsurf.protocol.envelope import (
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest, PeerId, digest
-from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Commit, Header, Kind, Reason, Verdict, reason_name
+from crowdsurf.protocol.messages import (
+    PROVEN,
+    Accusation,
+    Ban,
+    Certificate,
+    Commit,
+    Envelope,
+    Header,
+    Kind,
+    Projection,
+    Reason,
+    Verdict,
+    indexes_of,
+    reason_name,
+)
 from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.sim.checker import Checker, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.vouched import is_unbalanced, radius_of
 
 EVIDENCE_BYTES_MAX = 1 << 20
 """A certificate, and a verdict of every member."""
@@ -187,6 +202,8 @@ class EvidenceHolds(EvidenceChecker):
     def __init__(self, verify: Callable[[PeerId, bytes, bytes], bool]) -> None:
         super().__init__()
         self._verify = verify
+        self._radius: float | None = None
+        """Of the run's rule, once anything was certified."""
         self._heads: dict[int, Head] = {}
         """What steps started from: who the members were, and who was drawn to validate whom."""
 
@@ -198,6 +215,7 @@ class EvidenceHolds(EvidenceChecker):
         if isinstance(effect, effects.PersistCertificate):
             if not self._heads:
                 self._heads[0] = genesis(host.node.manifest)
+                self._radius = radius_of(host.node.manifest)
             if host.step not in self._heads:
                 self._heads[host.step] = host.node.chain.head
                 self._heads.pop(host.step - _STEPS_KEPT, None)
@@ -232,7 +250,7 @@ class EvidenceHolds(EvidenceChecker):
             return "no quorum has signed it"
         if not isinstance(accusation, Accusation) or accusation.step != ban.step:
             return "the accusation is about something else"
-        if accusation.reason == Reason.EQUIVOCATION:
+        if accusation.reason in PROVEN:
             return self._problem_of_proof(ban, opened, accusation, run_id)
         return self._problem_of_verdicts(evidence, opened, accusation, run_id, roster)
 
@@ -248,8 +266,9 @@ class EvidenceHolds(EvidenceChecker):
 
     def _problem_of_proof(self, ban: Ban, opened: Opened, accusation: Accusation, run_id: Digest) -> str:
         accused = PeerId(accusation.accused)
-        if self._proves(accusation, accused, run_id):
-            right = (accused, Reason.EQUIVOCATION, opened.digest)
+        proves = self._proves if accusation.reason == Reason.EQUIVOCATION else self._proves_imbalance
+        if proves(accusation, accused, run_id):
+            right = (accused, accusation.reason, opened.digest)
         else:
             right = (opened.sender, Reason.FALSE_ACCUSATION, digest("payload", opened.sender + opened.digest))
         return "" if (ban.peer, ban.reason, ban.case) == right else "the proof convicts somebody else"
@@ -267,6 +286,24 @@ class EvidenceHolds(EvidenceChecker):
         ]
         return all(signed) and proof.first[0] != proof.second[0] and proof.step == accusation.step
 
+    def _proves_imbalance(self, accusation: Accusation, accused: PeerId, run_id: Digest) -> bool:
+        """Whether the accused has signed, in that step, lines that do not add up."""
+        try:
+            said = self._signed_projection(decode_envelope(accusation.proof), accusation, accused, run_id)
+        except Refusal:
+            return False
+        return said is not None and self._radius is not None and is_unbalanced(said, self._radius)
+
+    def _signed_projection(
+        self, envelope: Envelope, accusation: Accusation, accused: PeerId, run_id: Digest
+    ) -> Projection | None:
+        """The projection in a message that the accused has signed in that step. Raises Refusal."""
+        shown = open_envelope(envelope, run_id, self._verify)
+        is_its_own = shown.sender == accused and envelope.step == accusation.step
+        if not is_its_own or not isinstance(shown.payload, Projection):
+            return None
+        return shown.payload if len(shown.payload.lines) == len(indexes_of(shown.payload.included)) else None
+
     def _problem_of_verdicts(
         self, evidence: Evidence, opened: Opened, accusation: Accusation, run_id: Digest, roster: Roster
     ) -> str:
@@ -274,11 +311,12 @@ class EvidenceHolds(EvidenceChecker):
         right = {accused: accusation.reason, opened.sender: int(Reason.FALSE_ACCUSATION)}
         if ban.case != opened.digest or right.get(PeerId(ban.peer)) != ban.reason:
             return "the accusation is not the one that led to it"
-        gradient = accusation.reason == Reason.WRONG_GRADIENT
-        pair = (opened.sender, accused) if gradient else (accused, opened.sender)
-        head = self._heads.get(accusation.step + gradient)
-        if head is not None and pair not in [(audit.validator, audit.target) for audit in head.audits]:
-            return "the accuser was not drawn"
+        if accusation.reason == Reason.WRONG_PROJECTION:
+            problem = self._problem_of_objection(opened.sender, accusation, accused, run_id)
+        else:
+            problem = self._problem_of_audit(opened.sender, accusation, accused)
+        if problem:
+            return problem
         agree = set()
         for envelope in evidence.verdicts:
             verdict = open_envelope(envelope, run_id, self._verify)
@@ -286,8 +324,36 @@ class EvidenceHolds(EvidenceChecker):
                 agree.add(verdict.sender)
         if 2 * len(agree) <= len(roster):
             return f"{len(agree)} of {len(roster)} members found so"
+        if accusation.reason == Reason.WRONG_PROJECTION:
+            return ""  # it holds what the accused has said
         exhibits = [open_envelope(envelope, run_id, self._verify) for envelope in evidence.exhibits]
         shown = [one for one in exhibits if isinstance(one.payload, Commit) and one.sender == accused]
         if not any(one.envelope.step == accusation.step for one in shown):
             return "what the accused committed to is not shown"
         return ""
+
+    def _problem_of_audit(self, accuser: PeerId, accusation: Accusation, accused: PeerId) -> str:
+        if accusation.reason == Reason.WRONG_GRADIENT:
+            return "" if self._was_drawn(accuser, accused, accusation.step) else "the accuser was not drawn"
+        head = self._heads.get(accusation.step)
+        drawn = head is None or (accused, accuser) in [(audit.validator, audit.target) for audit in head.audits]
+        return "" if drawn else "the accuser was not drawn"
+
+    def _was_drawn(self, validator: PeerId, target: PeerId, step: int) -> bool:
+        """Whether somebody was drawn to look at the work of a step, in the next one or later; yes if nobody knows."""
+        heads = [self._heads[later] for later in range(step + 1, step + limits.CASE_STEPS + 1) if later in self._heads]
+        audits = {(audit.validator, audit.target, audit.step) for head in heads for audit in head.audits}
+        return step + 1 not in self._heads or (validator, target, step) in audits
+
+    def _problem_of_objection(self, accuser: PeerId, accusation: Accusation, accused: PeerId, run_id: Digest) -> str:
+        """The accuser must be who the lie is about, or its validator."""
+        particular = wire.unpack(accusation.proof, Particular, limits.PROOF_BYTES_MAX)
+        said = self._signed_projection(particular.projection, accusation, accused, run_id)
+        if said is None or particular.member not in indexes_of(said.included):
+            return "the accused has not said anything about this member"
+        head = self._heads.get(accusation.step)
+        if head is None:
+            return ""
+        peer = head.roster.peers[particular.member]
+        is_its_own = accuser == peer or self._was_drawn(accuser, peer, accusation.step)
+        return "" if is_its_own else "it is not the accuser's work"

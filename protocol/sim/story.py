@@ -108,6 +108,7 @@ _MESSAGES = {
     "proposal": "proposes a cut in view {view}",
     "aggregate": "sends its aggregates",
     "reveal": "opens its nonce",
+    "projection": "publishes the lines of its aggregates",
     "outcome": "proposes the header in view {view}",
     "vote": "votes in view {view}",
     "view_change": "asks for view {view}",

@@ -19,6 +19,7 @@ from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import Ban, Kind, reason_name
+from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.sim.host import EFFECT_TYPES, Host, Observer
 
 _EVENT_CODES = {
@@ -45,6 +46,8 @@ _EVENT_CODES = {
             events.WorkRecomputed,
             events.RecomputeFailed,
             events.FindingKnown,
+            events.PartProjected,
+            events.AggregatesChecked,
         )
     )
 }
@@ -127,6 +130,8 @@ def _plain(host: Host, value: Any) -> Any:
         return [_plain(host, item) for item in value]
     if isinstance(value, Ban):
         return {"peer": _plain(host, value.peer), "reason": reason_name(value.reason), "step": value.step}
+    if isinstance(value, Line):
+        return [*value.projections, value.norm]
     if isinstance(value, Evidence):
         return _plain(host, value.ban)
     if hasattr(value, "payload"):

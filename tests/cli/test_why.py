@@ -17,7 +17,14 @@ from tests.cli.conftest import Call
 from tests.peer.homes import make_home, manifest_of, real_trial, store_of
 from tests.protocol.trials import ATTACKS, STEPS
 
-REASONS = {1: "equivocation", 2: "wrong_gradient", 3: "wrong_finding", 4: "false_accusation"}
+REASONS = {
+    1: "equivocation",
+    2: "wrong_gradient",
+    3: "wrong_finding",
+    4: "false_accusation",
+    5: "wrong_aggregate",
+    6: "wrong_projection",
+}
 
 
 def told(*arguments: str | Path) -> str:
@@ -56,6 +63,8 @@ def test_a_ban_is_explained_from_a_home_and_from_the_file_alone(attack: str, cal
         ("sign_flip", "a gradient that its work unit does not give"),
         ("lazy_validator", "it had not recomputed it"),
         ("false_accusation", "Nothing is held against"),
+        ("wrong_aggregate", "do not add up to nothing"),
+        ("wrong_projection", "the contribution of another peer"),
     ],
 )
 def test_people_read_plain_words(attack: str, words: str, tmp_path: Path) -> None:

@@ -7,15 +7,26 @@ shell and not about torch: it answers in microseconds, computes the same numbers
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
+import numpy.typing
+import torch
 from blake3 import blake3
 
-from crowdsurf.peer.compute.client import AggregateResult, RecomputeResult, WorkerInfo, WorkResult
+from crowdsurf.peer.compute.client import (
+    AggregateResult,
+    CheckResult,
+    ProjectResult,
+    RecomputeResult,
+    WorkerInfo,
+    WorkResult,
+)
 from crowdsurf.peer.compute.errors import StateForgotten, WorkCancelled, WorkerDied
+from crowdsurf.peer.compute.projections import project
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.peer.daemon import Daemon, Outcome, Place
 from crowdsurf.peer.journal import read_journal
@@ -23,13 +34,16 @@ from crowdsurf.peer.keys import PeerKey
 from crowdsurf.peer.launch import MemorySwarm, run_folder
 from crowdsurf.peer.links import Link
 from crowdsurf.protocol import events, limits, wire
-from crowdsurf.protocol.assignment import ELEMENT_BYTES
+from crowdsurf.protocol.assignment import ELEMENT_BYTES, projection_seed
 from crowdsurf.protocol.envelope import slot_of
 from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest, finding_digest
-from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, TaskSection, run_id_of
+from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSection, RuleSection, TaskSection, run_id_of
 from crowdsurf.protocol.messages import Certificate, Envelope
+from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.recovery import RecordType
+
+Vector = numpy.typing.NDArray[numpy.float64]
 
 ELEMENTS = 46
 STATE_BYTES = ELEMENTS * ELEMENT_BYTES
@@ -58,6 +72,7 @@ def manifest_of(founders: Sequence[PeerKey], **changes: Any) -> Manifest:
         "founders": peers,
         "task": TaskSection(name="fake"),
         "optimizer": OptimizerSection(name="sgd", learning_rate=0.1),
+        "rule": RuleSection(name="mean"),  # what `FakeCompute` does
         "deadlines": QUICK,
         "steps": 8,
     }
@@ -104,6 +119,34 @@ def _names(values: Any, ranges: Sequence[tuple[int, int]]) -> tuple[Digest, ...]
     return tuple(blob_digest(values[start:stop].tobytes()) for start, stop in ranges)
 
 
+def _norms(values: Any, ranges: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    return tuple(float(numpy.linalg.norm(values[start:stop].astype(float))) for start, stop in ranges)
+
+
+def _vector(segment: Segment, offset: int, elements: int) -> Vector:
+    return numpy.frombuffer(segment.view[offset : offset + elements * ELEMENT_BYTES], numpy.float32).astype(float)
+
+
+def _line(row: Any, aggregate: Vector, radius: float, seed: bytes) -> Line:
+    (line,) = project([torch.from_numpy(row).float()], torch.from_numpy(aggregate).float(), radius, seed)
+    if line is None:
+        raise ValueError("not finite")
+    return line
+
+
+def _lines(
+    gradient: Any,
+    aggregates: Sequence[Vector | None],
+    ranges: Sequence[tuple[int, int]],
+    radius: float,
+    beacon: bytes,
+) -> tuple[Line | None, ...]:
+    return tuple(
+        None if one is None else _line(gradient[start:stop], one, radius, projection_seed(beacon, part))
+        for part, (one, (start, stop)) in enumerate(zip(aggregates, ranges, strict=True))
+    )
+
+
 class FakeCompute:
     """Takes the place of `ComputeClient`: same methods, no process. `before` may delay, fail or kill a command."""
 
@@ -115,6 +158,7 @@ class FakeCompute:
         self._lock = asyncio.Lock()
         self._cancelled = asyncio.Event()
         self._past: dict[bytes, bytes] = {}
+        self._aggregates: dict[bytes, Vector] = {}
 
     async def _nothing(self, command: str) -> None:
         """The usual."""
@@ -165,21 +209,32 @@ class FakeCompute:
                 raise WorkCancelled("cancelled")
             values = self._gradient(self._state.tobytes(), seed)
             gradient.view[:STATE_BYTES] = values.tobytes()
-            return WorkResult(_names(values, ranges), float(abs(values).mean()), 32)
+            return WorkResult(_names(values, ranges), _norms(values, ranges), float(abs(values).mean()), 32)
 
     def _gradient(self, state: bytes, seed: bytes) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
         self._past[digest("state", state)] = state
         return numpy.frombuffer(blake3(seed + state).digest(ELEMENTS), numpy.int8).astype(numpy.float32) / 128
 
     async def recompute(
-        self, state: Digest, seed: bytes, ranges: Sequence[tuple[int, int]], gradient: Segment, finder: PeerId
+        self,
+        state: Digest,
+        seed: bytes,
+        ranges: Sequence[tuple[int, int]],
+        gradient: Segment,
+        finder: PeerId,
+        aggregates: Sequence[bytes] = (),
+        radius: float = math.inf,
+        beacon: bytes = b"",
     ) -> RecomputeResult:
         async with self._lock:
             await self._turn("recompute")
             if state not in self._past:
                 raise StateForgotten("it was not worked at here")
             values = self._gradient(self._past[state], seed)
-            return RecomputeResult(_names(values, ranges), finding_digest(finder, values.tobytes()))
+            wanted = [self._aggregates.get(name) for name in aggregates]
+            lines = _lines(values, wanted, ranges, radius, beacon) if wanted else ()
+            finding = finding_digest(finder, values.tobytes())
+            return RecomputeResult(_names(values, ranges), _norms(values, ranges), finding, lines)
 
     async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:
         async with self._lock:
@@ -201,9 +256,46 @@ class FakeCompute:
             await self._turn("aggregate")
             nbytes = elements * ELEMENT_BYTES
             found = [numpy.frombuffer(segment.view[row : row + nbytes], numpy.float32) for row in rows]
-            mean = numpy.mean(found, axis=0, dtype=numpy.float32).tobytes()
+            mean = numpy.mean(found, axis=0, dtype=numpy.float64).astype(numpy.float32).tobytes()
             output.view[output_offset : output_offset + nbytes] = mean
             return AggregateResult(blob_digest(mean), (), 0, 0.0)
+
+    async def project(
+        self,
+        segment: Segment,
+        rows: Sequence[int],
+        elements: int,
+        output: Segment,
+        output_offset: int,
+        radius: float,
+        seed: bytes,
+    ) -> ProjectResult:
+        async with self._lock:
+            await self._turn("project")
+            whole = _vector(output, output_offset, elements)
+            lines = tuple(_line(_vector(segment, row, elements), whole, radius, seed) for row in rows)
+            return ProjectResult(float(numpy.linalg.norm(whole)), lines)
+
+    async def check(
+        self,
+        step: int,
+        names: Sequence[bytes],
+        ranges: Sequence[tuple[int, int]],
+        radius: float,
+        beacon: bytes,
+        aggregates: Segment,
+        gradient: Segment | None,
+    ) -> CheckResult:
+        async with self._lock:
+            await self._turn("check")
+            whole = _vector(aggregates, 0, ELEMENTS)
+            spans = zip(names, ranges, strict=True)
+            held = [whole[start:stop].copy() if name else None for name, (start, stop) in spans]
+            self._aggregates.update({name: one for name, one in zip(names, held, strict=True) if one is not None})
+            norms = tuple(0.0 if one is None else float(numpy.linalg.norm(one)) for one in held)
+            if gradient is None:
+                return CheckResult((), norms)
+            return CheckResult(_lines(_vector(gradient, 0, ELEMENTS), held, ranges, radius, beacon), norms)
 
     async def apply(
         self,

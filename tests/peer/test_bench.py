@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from crowdsurf.peer.bench import Side, StepBench, _figures, _measure, bench_manifest, bench_step, spread
+from crowdsurf.peer.bench import Side, StepBench, _figures, bench_manifest, bench_step, measure, spread
 from crowdsurf.peer.bench_peer import Gate, leaf, resident_bytes
 from crowdsurf.peer.bench_plain import WORKER_MODULE, PlainReducer
+from crowdsurf.peer.bench_security import bench_security, security_figures
 from crowdsurf.peer.compute.client import ComputeClient
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.peer.keys import PeerKey
@@ -134,14 +135,14 @@ def peer(ends: list[float | None], **more: Any) -> Any:
 async def test_a_step_ends_with_its_last_peer_and_the_first_is_not_counted() -> None:
     side = Side()
     peers = [peer([0.0, 1.0, 2.0, 4.0], work_seconds=[9.0, 0.5]), peer([0.0, 1.5, 1.9, 5.0], work_seconds=[9.0, 0.7])]
-    assert await _measure(peers, "plain", 2, side, set()) == [0.5, 0.7]
+    assert await measure(peers, "plain", 2, side, set()) == [0.5, 0.7]
     assert side.blocks == [[0.5, 3.0]]
 
 
 @pytest.mark.asyncio
 async def test_a_missed_step_is_no_measurement() -> None:
     with pytest.raises(WorldError, match="missed a step"):
-        await _measure([peer([0.0, 1.0, 2.0]), peer([0.0, None, 2.0])], "ours", 1, Side(), set())
+        await measure([peer([0.0, 1.0, 2.0]), peer([0.0, None, 2.0])], "ours", 1, Side(), set())
 
 
 def test_the_work_unit_is_taken_off_both_sides() -> None:
@@ -167,3 +168,25 @@ def test_the_first_error_of_nested_groups() -> None:
 
 def test_memory_of_a_process_that_is_not_there() -> None:
     assert resident_bytes("no such process") is None
+
+
+@pytest.mark.slow
+async def test_security_is_measured_beside_the_same_steps_without_it() -> None:
+    plan = StepBench(peers=4, elements=20_000, steps=2, repeats=2, transport="memory")
+    figures = await bench_security(plan)
+    assert figures["audit_percent"] == 25.0
+    assert 0.5 < figures["bytes_ratio"] < 1.1
+    assert figures["ours"]["control_bytes_per_peer_and_step"] > figures["baseline"]["control_bytes_per_peer_and_step"]
+    assert figures["ratio"] > 0
+
+
+def test_ratios_are_taken_block_by_block() -> None:
+    checked, bare = Side(), Side()
+    for side, factor in ((checked, 2.0), (bare, 1.0)):
+        side.blocks = [[0.1 * factor] * 3, [0.3 * factor] * 3]
+        side.cpu_seconds, side.control_bytes, side.part_bytes = [0.2 * factor] * 2, [10.0 * factor], [1000.0]
+    figures = security_figures(checked, bare, 8)
+    assert figures["ratio"] == pytest.approx(2.0)
+    assert figures["cpu_ratio"]["median"] == pytest.approx(2.0)
+    assert figures["bytes_ratio"] == pytest.approx(1020 / 1010, abs=1e-5)
+    assert figures["audit_percent"] == 12.5

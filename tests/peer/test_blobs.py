@@ -281,3 +281,48 @@ async def test_waiting_for_an_expectation_ends_when_it_comes_or_when_the_step_is
     store.retire(5)
     assert await late
     assert not await store.wait_expected(9, name("y"), 0.0)
+
+
+def test_a_gradient_is_our_own_once_it_is_complete(store: BlobStore) -> None:
+    assert store.own_gradient(0) is None
+    segment = store.gradient(0, 2)
+    assert store.own_gradient(0) is None
+    store.add_own_parts(0, (name("a"), name("b")))
+    assert store.own_gradient(0) is segment
+    store.gradient(0, 2)  # begun again
+    assert store.own_gradient(0) is None
+
+
+def test_held_aggregates_lie_where_an_averaged_gradient_has_them(store: BlobStore) -> None:
+    first, second = name("first"), name("second")
+    for number, digest in enumerate((first, second)):
+        store.expect_aggregate(ExpectAggregate(0, number, 2, digest, 20))
+    fill(store, second, b"2" * 20)
+    segment, there = store.aggregates(0, (first, second))
+    assert there == (b"", second)
+    assert store.place_of(second).memory.segment is segment
+    assert bytes(segment.view[20:40]) == b"2" * 20
+    with pytest.raises(KeyError):
+        store.place_of(first)
+    with pytest.raises(KeyError):
+        store.aggregates(1, (b"", b""))
+
+
+def test_an_aggregate_beside_another_one_is_found_too(store: BlobStore) -> None:
+    """A later view may propose another cut."""
+    first, other = name("first"), name("other")
+    for digest, data in ((first, b"1" * 20), (other, b"o" * 20)):
+        store.expect_aggregate(ExpectAggregate(0, 0, 2, digest, 20))
+        fill(store, digest, data)
+    for digest, data in ((first, b"1" * 20), (other, b"o" * 20)):
+        segment, there = store.aggregates(0, (digest, b""))
+        assert there == (digest, b"")
+        assert bytes(segment.view[:20]) == data
+
+
+def test_an_aggregate_of_another_size_than_its_part_is_not_there(store: BlobStore) -> None:
+    """A liar says that its part, of four elements, is what is held as one of three."""
+    held = name("held")
+    store.expect_aggregate(ExpectAggregate(0, 0, 3, held, 12))
+    fill(store, held, b"h" * 12)
+    assert store.aggregates(0, (held, b"", held))[1] == (held, b"", b"")

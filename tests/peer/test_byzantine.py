@@ -29,6 +29,7 @@ from crowdsurf.peer.byzantine_plots import check_matplotlib, draw_all
 from crowdsurf.peer.simulate_options import check_options, make_plan
 from crowdsurf.peer.workers import Job
 from crowdsurf.protocol import effects
+from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.sim import simulation, theory
@@ -100,7 +101,7 @@ def test_the_whole_study_can_be_planned() -> None:
     for cell in (cells[0], cells[1], cells[-1], next(cell for cell in cells if cell.attack == "ipm:0.1")):
         plan, manifest = make_plan(cell.options(), cell.overrides())
         assert (plan.byzantine, plan.attack_from) == ((0, 0) if cell.attack == NONE else (7, cell.attack_from))
-        assert manifest.audit.rate == cell.validators / 16
+        assert manifest.audit.rate == rate_of(cell.validators, 16)
         assert manifest.optimizer.decay_steps == (137 if cell.learns else 0) or not cell.learns
         assert cell.attack != "ipm:0.1" or plan.strength == 0.1
 
@@ -114,7 +115,7 @@ def test_every_attack_is_played_or_named_as_impossible() -> None:
 def test_the_steps_are_enough_for_the_time_that_theory_gives() -> None:
     study = Study()
     for validators in study.validators:
-        law = theory.ban_times(16, 7, audit_rate=validators / 16, lag=1, idle_validators=True)
+        law = theory.ban_times(16, 7, audit_rate=rate_of(validators, 16), lag=1, idle_validators=True)
         assert theory.percentile(law, 0.99) + 2 <= study.steps - study.attack_from
 
 
@@ -210,7 +211,7 @@ DRAWS = {
         {"strategy": "event", "identities": 1, "validators": 1, "peers": 16, "byzantine": 7, "trials": 100}
         | {"hits": 20, "expected": 0.2}
     ],
-    "lasting": [{"validators": 1, "peers": 16, "byzantine": 7, "steps": 50, "void": 0.25, "members": 3.0}],
+    "lasting": [{"validators": 1, "peers": 16, "byzantine": 7, "steps": 50.0, "void": 0.25, "gradients": 30.0}],
     "detection": {"1": [3, 4, 5], "2": [2]},
 }
 
@@ -264,7 +265,7 @@ def test_a_page_without_runs_says_so() -> None:
 def test_the_share_of_validators_is_what_theory_is_told() -> None:
     results = Results(Study(), {}, {})
     assert theory.percentile(results.law(1, 0), 0.5) == 35
-    assert results.law(2, 1) == theory.ban_times(16, 7, audit_rate=2 / 16, lag=1, idle_validators=True)
+    assert results.law(2, 1) == theory.ban_times(16, 7, audit_rate=rate_of(2, 16), lag=1, idle_validators=True)
 
 
 def test_the_usual_lag_is_that_of_most_bans() -> None:

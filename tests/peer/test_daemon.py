@@ -70,6 +70,9 @@ async def test_four_peers_certify_every_step_and_agree(tmp_path: Path, fake_comp
     assert outcomes[0].steps_here == 8
     assert outcomes[0].as_json()["reason"] == "all 8 steps of the run are certified"
     assert all(len(peer.daemon.metrics.refused) == 0 for peer in swarm.peers)
+    headers = [one.header for one in swarm.peers[0].certificates()]
+    assert all(name for header in headers for name in (*header.parts, *header.projections))
+    assert {len(header.projections) for header in headers} == {4}
 
 
 async def test_one_peer_alone_is_a_swarm(tmp_path: Path, fake_compute: list[FakeCompute]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, digest, finding_digest
+from crowdsurf.protocol.projection import Clipping, projection_problem
 from tests.peer.shell import ELEMENTS, STATE_BYTES, FakeCompute, Inbox, key_of, manifest_of, soon, until
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -222,6 +225,142 @@ async def test_an_aggregate_of_a_step_that_is_over_is_not_made(setup: Setup) -> 
     setup.blobs.retire(1)
     await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),)))
     assert setup.inbox.events.empty()
+
+
+# --- projections -------------------------------------------------------------------------------------------
+
+BEACON = Digest(bytes([7]) * 32)
+
+
+async def aggregated(setup: Setup, names: tuple[Digest, ...]) -> list[Digest]:
+    """Every part aggregated from our own work, twice; the names of the aggregates."""
+    made = []
+    for part, name in enumerate(names):
+        await setup.duties.aggregate(effects.AggregatePart(0, CUT, part, ((0, name), (1, name))))
+        done = await setup.inbox.event()
+        assert isinstance(done, events.PartAggregated)
+        made.append(done.digest)
+    return made
+
+
+def projection(names: tuple[Digest, ...], made: list[Digest], part: int) -> effects.ProjectPart:
+    rows = ((0, names[part]), (1, names[part]))
+    return effects.ProjectPart(0, CUT, part, made[part], rows, BEACON)
+
+
+async def test_an_aggregator_says_what_its_contributor_expects_and_its_judge_finds(setup: Setup) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+    said = []
+    for part in range(PARTS):
+        await setup.duties.project(projection(names, made, part))
+        done = await setup.inbox.event()
+        assert isinstance(done, events.PartProjected)
+        assert (done.step, done.cut, done.part, done.aggregate) == (0, CUT, part, made[part])
+        assert projection_problem(done.lines, done.norm, Clipping(math.inf, 0.0)) is None
+        said.append(done)
+    await setup.duties.check_aggregates(effects.CheckAggregates(0, (b"", made[1]), BEACON))
+    checked = await setup.inbox.event()
+    expected = events.AggregatesChecked(0, (b"", made[1]), (None, said[1].lines[0]), (0.0, said[1].norm))
+    assert checked == expected
+
+    asked = recomputation(digest("state", bytes(STATE_BYTES)))
+    await setup.duties.recompute(dataclasses.replace(asked, aggregates=(b"", made[1]), beacon=BEACON))
+    judged = await setup.inbox.event()
+    assert isinstance(judged, events.WorkRecomputed)
+    assert judged.lines == expected.lines
+    assert len(judged.norms) == PARTS
+
+
+async def test_who_has_no_work_of_a_step_says_nothing_about_it_and_remembers_its_aggregates(setup: Setup) -> None:
+    """Its work was begun, perhaps, and cancelled."""
+    state = digest("state", bytes(STATE_BYTES))
+    names = await setup.work()
+    made = await aggregated(setup, names)
+    setup.on("work", setup.duties.cancel)
+    await setup.duties.work(compute())
+    await setup.duties.check_aggregates(effects.CheckAggregates(0, tuple(made), BEACON))
+    checked = await setup.inbox.event()
+    assert isinstance(checked, events.AggregatesChecked)
+    assert checked.lines == ()
+    assert all(checked.norms)
+    asked = dataclasses.replace(recomputation(state), aggregates=tuple(made), beacon=BEACON)
+    await setup.duties.recompute(asked)
+    judged = await setup.inbox.event()
+    assert isinstance(judged, events.WorkRecomputed)
+    assert None not in judged.lines
+
+
+async def test_work_is_told_with_the_lengths_of_its_parts(setup: Setup) -> None:
+    await setup.duties.work(compute())
+    done = await setup.inbox.event()
+    assert isinstance(done, events.WorkDone)
+    assert len(done.norms) == PARTS
+    assert all(done.norms)
+
+
+async def test_an_aggregate_that_is_not_held_is_not_looked_at(setup: Setup) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+    await setup.duties.check_aggregates(effects.CheckAggregates(0, (digest("test", b"?"), made[1]), BEACON))
+    checked = await setup.inbox.event()
+    assert isinstance(checked, events.AggregatesChecked)
+    assert checked.aggregates == (b"", made[1])
+    assert (checked.lines[0], checked.norms[0]) == (None, 0.0)
+
+
+async def test_nothing_is_said_of_a_step_that_is_over(setup: Setup) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+    setup.blobs.retire(1)
+    await setup.duties.project(projection(names, made, 0))
+    await setup.duties.check_aggregates(effects.CheckAggregates(0, tuple(made), BEACON))
+    assert setup.inbox.events.empty()
+
+
+async def test_nothing_is_said_of_what_is_not_finite(setup: Setup) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+
+    def fail() -> None:
+        raise WorkFailed("not finite")
+
+    setup.on("project", fail)
+    await setup.duties.project(projection(names, made, 0))
+    assert setup.inbox.events.empty()
+
+
+@pytest.mark.parametrize("command", ["project", "check"])
+async def test_a_worker_that_dies_of_a_projection_is_replaced(setup: Setup, command: str) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+    setup.die_on(command)
+    await setup.duties.project(projection(names, made, 0))
+    await setup.duties.check_aggregates(effects.CheckAggregates(0, tuple(made), BEACON))
+    told = [type(setup.inbox.events.get_nowait()) for _ in range(setup.inbox.events.qsize())]
+    assert events.StateLost in told
+    assert told.index(events.StateReady) > told.index(events.StateLost)
+    assert len(told) == 3  # the other command is answered, before or after
+
+
+@pytest.mark.parametrize("speaks_for_itself", [False, True])
+async def test_a_liar_decides_what_its_node_is_told(setup: Setup, speaks_for_itself: bool) -> None:
+    names = await setup.work()
+    made = await aggregated(setup, names)
+
+    class Liar:
+        def projected(self, effect: effects.ProjectPart, honest: events.PartProjected) -> events.PartProjected | None:
+            return None if speaks_for_itself else dataclasses.replace(honest, norm=-1.0)
+
+    liar: Any = Liar()
+    setup.duties.liar = liar
+    await setup.duties.project(projection(names, made, 0))
+    if speaks_for_itself:
+        assert setup.inbox.events.empty()
+    else:
+        done = await setup.inbox.event()
+        assert isinstance(done, events.PartProjected)
+        assert done.norm == -1.0
 
 
 # --- updates -----------------------------------------------------------------------------------------------

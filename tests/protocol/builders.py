@@ -16,6 +16,7 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.chain import Head, genesis, vote_message
 from crowdsurf.protocol.envelope import Opened, Slot, seal
 from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.events import AggregatesChecked
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import (
@@ -26,13 +27,17 @@ from crowdsurf.protocol.messages import (
     Header,
     Kind,
     Payload,
+    Projection,
     Reveal,
     bitmap_of,
+    indexes_of,
     payload_digest,
 )
 from crowdsurf.protocol.outcome import StepFacts, build_header
+from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
-from tests.protocol.swarm import FakeSigner, manifest_for, name
+from tests.protocol.swarm import RIGHT, FakeSigner, manifest_for, name
 
 
 def digest_of(payload: msgspec.Struct) -> Digest:
@@ -76,8 +81,9 @@ class CompleteStep:
         by_peer = {signer.peer_id: signer for signer in signers}
         self.signers = [by_peer[peer] for peer in self.head.roster.peers]
         """By member index."""
+        size = len(self.peers)
         self.facts = StepFacts(self.manifest, self.head, name("state", self.head.step))
-        self.contributors = list(range(count)) if contributors is None else sorted(contributors)
+        self.contributors = list(range(size)) if contributors is None else sorted(contributors)
         self.transcript = Transcript()
         self.blobs: set[bytes] = set()
         for index in self.contributors:
@@ -85,12 +91,39 @@ class CompleteStep:
         self.cut = Cut(self.head.previous, tuple((i, self.commit_name(i)) for i in self.contributors))
         self.cut_name = digest_of(self.cut)
         self.add(self.say(0, Kind.PROPOSAL, self.cut))
-        for part in range(count):
+        for part in range(size):
             self.add(self.aggregate(part))
             self.blobs.add(name("aggregate", part))
+        named = tuple(name("aggregate", part) for part in range(size)) if self.facts.clipping is not None else ()
         for index in self.contributors:
-            self.add(self.say(index, Kind.REVEAL, Reveal(self.cut_name, name("nonce", index))))
-        self.header = build_header(self.facts, self.transcript, self.blobs, self.cut_name, self.cut)
+            self.add(self.say(index, Kind.REVEAL, Reveal(self.cut_name, name("nonce", index), named)))
+        self.scrutiny = self.look_at(named)
+        for part in range(len(named)):
+            self.add(self.say(self.aggregator(part), Kind.PROJECTION, self.projection(part), 0, self.subject(part)))
+        self.header = build_header(*self.held(), self.cut_name, self.cut, scrutiny=self.scrutiny)
+
+    def held(self) -> tuple[StepFacts, Transcript, set[bytes]]:
+        """What judging a header takes first."""
+        return self.facts, self.transcript, self.blobs
+
+    def look_at(
+        self, aggregates: tuple[bytes, ...], own: Line = RIGHT, norm: float = 1.0, me: int = 0
+    ) -> Scrutiny | None:
+        """What a member makes of these aggregates, where they are checked."""
+        if self.facts.clipping is None:
+            return None
+        scrutiny, count = Scrutiny(self.facts.clipping, me), len(aggregates)
+        scrutiny.to_check(self.head.step, aggregates, name("beacon"))
+        scrutiny.on_checked(AggregatesChecked(self.head.step, aggregates, (own,) * count, (norm,) * count))
+        return scrutiny
+
+    def projection(self, part: int, /, **changes: object) -> Projection:
+        """What the aggregator of a part publishes about it."""
+        said = self.transcript.aggregate(self.cut_name, part, self.peers[self.aggregator(part)])
+        assert said is not None
+        lines = ((*RIGHT.projections, RIGHT.norm),) * len(indexes_of(said.included))
+        shown = Projection(self.cut_name, part, said.digest, said.included, 1.0, lines)
+        return msgspec.structs.replace(shown, **changes)
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -111,6 +144,7 @@ class CompleteStep:
             joins=joins.get(index, ()),
             leaves=leaves.get(index, ()),
             finding=name("finding", index) if validates else b"",
+            norms=(1.0,) * len(parts) if self.facts.clipping is not None else (),
         )
 
     def commit_name(self, index: int) -> Digest:

@@ -6,13 +6,18 @@ it is the product's own node.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.cases import subject_of
+from crowdsurf.protocol.assignment import aggregators, proposers
+from crowdsurf.protocol.cases import projection_subject, subject_of
+from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.envelope import Opened, Slot, open_envelope, seal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Reason
-from tests.protocol.swarm import FakePeer, Swarm, name, verify_mac
+from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Projection, Reason, bitmap_of, indexes_of
+from crowdsurf.protocol.projection import Line
+from tests.protocol.swarm import RIGHT, FakePeer, Swarm, name, verify_mac
 
 AUDIT = AuditSection(rate=0.0625)
 BANNED = "this peer is banned from the run"
@@ -47,7 +52,7 @@ def forge(peer: FakePeer, from_step: int = 0) -> None:
             parts = tuple(name("forged", effect.step, part) for part in range(effect.parts))
             peer.blobs.update(parts)
             peer.beacons[effect.step] = peer.node.chain.head.beacon
-            peer._later(0.2, events.WorkDone(effect.step, parts, 1.0, 32))
+            peer._later(0.2, events.WorkDone(effect.step, parts, 1.0, 32, (1.0,) * effect.parts))
         else:
             compute(effect)
 
@@ -67,6 +72,124 @@ def idle(peer: FakePeer) -> None:
             compute(effect)
 
     peer._compute = lazy  # type: ignore[method-assign]
+
+
+ODD = Line((0.5, 0.0, 0.0), 1.0)
+EVEN = Line((-0.5, 0.0, 0.0), 1.0)
+"""Two lines that are not so of any aggregate here; together they add up to nothing."""
+
+
+def compute_otherwise(peer: FakePeer, change: Callable[[effects.Effect], events.Event | None]) -> None:
+    """Its worker answers some commands with something else (`change`, None for the honest answer)."""
+    compute = peer._compute
+
+    def altered(effect: effects.Effect) -> None:
+        event = change(effect)
+        if event is None:
+            compute(effect)
+        else:
+            peer._later(0.01, event)
+
+    peer._compute = altered  # type: ignore[method-assign]
+
+
+def misproject(peer: FakePeer, lines: dict[PeerId, Line], steps: range) -> list[int]:
+    """As aggregator it says this of the parts of some members, where they all went in, in some steps; those in which
+    it did."""
+    lied_in: list[int] = []
+
+    def change(effect: effects.Effect) -> events.Event | None:
+        if not isinstance(effect, effects.ProjectPart) or effect.step not in steps:
+            return None
+        members = peer.node.chain.head.roster.peers
+        included = [members[index] for index, _ in effect.inputs]
+        if not set(lines) <= set(included):
+            return None
+        lied_in.append(effect.step)
+        said = tuple(lines.get(member, RIGHT) for member in included)
+        return events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, 1.0, said)
+
+    compute_otherwise(peer, change)
+    return lied_in
+
+
+def publish_imbalance(peer: FakePeer, steps: range) -> None:
+    """As aggregator it signs lines that do not add up, in some steps, which its own node would not."""
+
+    def change(effect: effects.Effect) -> events.Event | None:
+        node, swarm = peer.node, peer.swarm
+        if not isinstance(effect, effects.ProjectPart) or effect.step not in steps:
+            return None
+        included = bitmap_of([index for index, _ in effect.inputs], len(node.chain.head.roster))
+        lines = ((*ODD.projections, 1.0), *((*RIGHT.projections, 1.0),) * (len(effect.inputs) - 1))
+        said = Projection(effect.cut, effect.part, effect.aggregate, included, 1.0, lines)
+        slot = Slot(effect.step, 0, Kind.PROJECTION, projection_subject(said))
+        envelope = seal(peer.signer, node.chain.run_id, slot, said).envelope
+        for other in others_of(swarm, peer):
+            swarm.deliver(peer, other.id, events.EnvelopeReceived(peer.id, envelope))
+        return events.Tick()
+
+    compute_otherwise(peer, change)
+
+
+def see_wrong_lines(peer: FakePeer, aggregators: set[PeerId], steps: range) -> None:
+    """It makes up what lines about its own part must say, of the aggregates of some members in some steps; so it
+    objects to what they publish, although it is so."""
+
+    def change(effect: effects.Effect) -> events.Event | None:
+        machine = peer.node.machine
+        if not isinstance(effect, effects.CheckAggregates) or effect.step not in steps:
+            return None
+        if machine is None or machine.accepted is None:
+            return None
+        duties = machine.accepted.duties
+        lines = tuple(ODD if duties[part] in aggregators else RIGHT for part in range(len(duties)))
+        return events.AggregatesChecked(effect.step, effect.aggregates, lines, (1.0,) * len(duties))
+
+    compute_otherwise(peer, change)
+
+
+def see_nothing(peer: FakePeer) -> None:
+    """It never objects to anything."""
+
+    def change(effect: effects.Effect) -> events.Event | None:
+        if not isinstance(effect, effects.CheckAggregates):
+            return None
+        count = len(effect.aggregates)
+        return events.AggregatesChecked(effect.step, effect.aggregates, (None,) * count, (1.0,) * count)
+
+    compute_otherwise(peer, change)
+
+
+def aggregate_late(swarm: Swarm, peer: FakePeer, step: int) -> None:
+    """It shows nobody what it has aggregated in a step before it has heard the nonces of all others."""
+    send, waiting, heard = swarm.deliver, list[tuple[PeerId, events.Event]](), set[bytes]()
+
+    def deliver(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        if not isinstance(event, events.EnvelopeReceived) or event.envelope.step != step:
+            send(sender, to, event)
+        elif event.envelope.kind == Kind.AGGREGATE and event.envelope.sender == peer.id:
+            waiting.append((to, event))
+        else:
+            send(sender, to, event)
+            if event.envelope.kind == Kind.REVEAL and to == peer.id:
+                heard.add(event.envelope.sender)
+            if len(heard) == len(swarm.list) - 1:
+                while waiting:
+                    send(peer, *waiting.pop())
+
+    swarm.deliver = deliver  # type: ignore[method-assign]
+
+
+def counting_parts(watcher: FakePeer, aggregator: FakePeer, step: int) -> list[bool]:
+    """Which of the parts that a member aggregated in a step count, as one peer's chain has it."""
+    chain = Chain(watcher.swarm.manifest)
+    for certificate in watcher.journal_certificates[:step]:
+        chain.extend(certificate, verify_mac)
+    head, header = chain.head, watcher.journal_certificates[step].header
+    duties = aggregators(head.beacon, tuple(indexes_of(header.contributors)), len(head.roster))
+    mine = head.roster.indexes[aggregator.id]
+    return [bool(name) for name, duty in zip(header.parts, duties, strict=True) if duty == mine]
 
 
 def say(swarm: Swarm, sender: FakePeer, accusation: Accusation, to: list[FakePeer], step: int | None = None) -> None:
@@ -96,6 +219,12 @@ def run_until_drawn(swarm: Swarm, role: str) -> tuple[FakePeer, FakePeer, int]:
         step = node.chain.head.step
         assert swarm.run(lambda: all(peer.node.chain.head.step == step + 1 for peer in swarm.list))
     return swarm.peers[audit.validator], swarm.peers[audit.target], audit.step
+
+
+def proposer_of(swarm: Swarm) -> FakePeer:
+    """Who proposes first in the step that the first peer is in."""
+    head = swarm.list[0].node.chain.head
+    return swarm.peers[head.roster.peers[proposers(head.beacon, head.roster, head.step)[0]]]
 
 
 def working_swarm(count: int = 4, step: int = 3, steps: int = 8) -> Swarm:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES
 from crowdsurf.protocol.messages import (
+    LINE_FLOATS,
     Accusation,
     Aggregate,
     Ban,
@@ -17,6 +18,7 @@ from crowdsurf.protocol.messages import (
     Header,
     Join,
     Leave,
+    Projection,
     Reveal,
     Verdict,
     ViewChange,
@@ -30,6 +32,8 @@ members = st.integers(0, limits.ROSTER_PEERS_MAX - 1)
 bitmaps = st.binary(max_size=limits.ROSTER_PEERS_MAX // 8)
 steps = st.integers(0, 2**48)
 reasons = st.integers(1, 255)
+numbers = st.floats(allow_nan=False)
+"""Any but one that is not even equal to itself."""
 
 
 def tuples(values: st.SearchStrategy[Any], min_size: int = 0, max_size: int = 6) -> st.SearchStrategy[Any]:
@@ -53,6 +57,7 @@ headers = st.builds(
     next_roster=digests,
     excused=bitmaps,
     bans=tuples(bans, max_size=3),
+    projections=tuples(optional_digests),
 )
 PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
     Commit: st.builds(
@@ -61,15 +66,25 @@ PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
         state=digests,
         parts=tuples(digests),
         nonce_digest=digests,
-        loss=st.floats(allow_nan=False),
+        loss=numbers,
         samples=st.integers(0, 2**40),
         joins=tuples(peers),
         leaves=tuples(peers),
         finding=optional_digests,
+        norms=tuples(numbers),
     ),
     Cut: st.builds(Cut, previous=digests, commits=tuples(st.tuples(members, digests), 1)),
     Aggregate: st.builds(Aggregate, cut=digests, part=members, digest=digests, included=bitmaps),
-    Reveal: st.builds(Reveal, cut=digests, nonce=digests),
+    Reveal: st.builds(Reveal, cut=digests, nonce=digests, aggregates=tuples(optional_digests)),
+    Projection: st.builds(
+        Projection,
+        cut=digests,
+        part=members,
+        aggregate=digests,
+        included=bitmaps,
+        norm=numbers,
+        lines=tuples(tuples(numbers, LINE_FLOATS, LINE_FLOATS), 1),
+    ),
     Header: headers,
     Vote: st.builds(Vote, header=digests),
     ViewChange: st.builds(ViewChange, lock=st.none() | headers, lock_view=st.integers(0, limits.VIEWS_MAX - 1)),

@@ -20,8 +20,11 @@ from crowdsurf.protocol.ids import Digest, PeerId, peer_id_from_public_key, publ
 from crowdsurf.protocol.manifest import AuditSection, DeadlineSection, Manifest, OptimizerSection, TaskSection
 from crowdsurf.protocol.messages import Certificate, Envelope, Header
 from crowdsurf.protocol.node import Node, Recovered
+from crowdsurf.protocol.projection import PROJECTIONS, Line
 
 ELEMENTS = 1000
+RIGHT = Line((0.0,) * PROJECTIONS, 1.0)
+"""What every line of an honest aggregate says: nothing is here to be clipped."""
 
 
 def mac(public_key: bytes, message: bytes) -> bytes:
@@ -178,12 +181,13 @@ class FakePeer:
             parts = tuple(name("gradient", state, effect.seed, part) for part in range(effect.parts))
             self.blobs.update(parts)
             self.beacons[effect.step] = self.node.chain.head.beacon
-            done = events.WorkDone(effect.step, parts, 1.0, 32)
+            done = events.WorkDone(effect.step, parts, 1.0, 32, (1.0,) * effect.parts)
             self._later(self.work_seconds(effect.step), done)
         elif isinstance(effect, effects.RecomputeWork):
             parts = tuple(name("gradient", effect.state, effect.seed, part) for part in range(effect.parts))
             finding = name("finding", effect.state, effect.seed, effect.finder)
-            found = events.WorkRecomputed(effect.step, effect.seed, effect.finder, parts, finding)
+            norms, lines = (1.0,) * effect.parts, tuple(RIGHT if one else None for one in effect.aggregates)
+            found = events.WorkRecomputed(effect.step, effect.seed, effect.finder, parts, finding, norms, lines)
             self._later(self.work_seconds(effect.step), found)
         elif isinstance(effect, effects.ComputeFinding):
             certificate = self.node.catch_up.certificate(effect.step)
@@ -200,6 +204,14 @@ class FakePeer:
             self.blobs.add(result)
             included = tuple(member for member, _ in effect.inputs)
             self._later(0.01, events.PartAggregated(effect.step, effect.cut, effect.part, result, included))
+        elif isinstance(effect, effects.ProjectPart):
+            lines = (RIGHT,) * len(effect.inputs)
+            shown = events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, 1.0, lines)
+            self._later(0.01, shown)
+        elif isinstance(effect, effects.CheckAggregates):
+            held = tuple(RIGHT if one else None for one in effect.aggregates)
+            checked = events.AggregatesChecked(effect.step, effect.aggregates, held, (1.0,) * len(held))
+            self._later(0.01, checked)
         elif isinstance(effect, effects.ApplyUpdate):
             self._apply(effect)
         elif isinstance(effect, effects.StepCertified):

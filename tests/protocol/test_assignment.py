@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol.assignment import (
     ELEMENT_BYTES,
+    NEWCOMER_STEPS,
     aggregation_seed,
     aggregators,
     audits,
@@ -56,10 +57,10 @@ def test_members_known_to_be_missing_propose_last() -> None:
     peers = sorted(FakeSigner(number).peer_id for number in range(8))
     roster = Roster(tuple(Member(peer, 0, 1 if index in (2, 5) else 0) for index, peer in enumerate(peers)))
     for draw in range(20):
-        order = proposers(name("beacon", draw), roster)
+        order = proposers(name("beacon", draw), roster, 0)
         assert sorted(order) == list(range(8))
         assert set(order[-2:]) == {2, 5}
-    assert len({tuple(proposers(name("beacon", draw), roster)[:6]) for draw in range(20)}) > 15
+    assert len({tuple(proposers(name("beacon", draw), roster, 0)[:6]) for draw in range(20)}) > 15
 
 
 def test_everyone_gets_a_seed_of_its_own_in_every_step() -> None:
@@ -128,3 +129,19 @@ def test_the_chance_of_a_rule_belongs_to_one_part_of_one_cut() -> None:
     seeds = {aggregation_seed(bytes([cut]) * 32, part) for cut in range(3) for part in (0, 1, 255, 256)}
     assert len(seeds) == 12
     assert all(len(seed) == 32 for seed in seeds)
+
+
+def test_newcomers_propose_after_those_who_are_known() -> None:
+    peers = sorted(FakeSigner(number).peer_id for number in range(6))
+    joined, missed = [0, 0, 5, 5, 9, 0], [0, 0, 0, 1, 0, 2]
+    roster = Roster(tuple(Member(p, first, count) for p, first, count in zip(peers, joined, missed, strict=True)))
+    orders = {
+        step: [proposers(name("beacon", draw), roster, step) for draw in range(40)]
+        for step in (10, 5 + NEWCOMER_STEPS, 9 + NEWCOMER_STEPS)
+    }
+    assert all((set(o[:2]), set(o[2:4]), set(o[4:])) == ({0, 1}, {2, 4}, {3, 5}) for o in orders[10])
+    assert all((set(o[:3]), o[3], set(o[4:])) == ({0, 1, 2}, 4, {3, 5}) for o in orders[5 + NEWCOMER_STEPS])
+    assert all((set(o[:4]), set(o[4:])) == ({0, 1, 2, 4}, {3, 5}) for o in orders[9 + NEWCOMER_STEPS])
+    assert (
+        len({tuple(order) for order in orders[10]}) == 2 * 2
+    )  # within each sort in drawn order; one of 3 and 5 is new

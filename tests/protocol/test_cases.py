@@ -11,11 +11,11 @@ from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.cases import (
     Proof,
     Record,
-    audit_in_question,
     case_name,
     guilty_of,
     proof_holds,
     proof_of,
+    question_of,
     subject_of,
 )
 from crowdsurf.protocol.chain import Audit, Head
@@ -231,8 +231,8 @@ def test_nobody_is_judged_by_what_is_not_known() -> None:
 
 
 def test_only_the_validator_accuses_its_target_and_only_the_target_its_validator() -> None:
-    assert audit_in_question(WRONG_GRADIENT, VALIDATOR, work_record()) == AUDIT
-    assert audit_in_question(WRONG_FINDING, TARGET, audit_record()) == AUDIT
+    assert question_of(WRONG_GRADIENT, VALIDATOR, work_record(), RUN, verify_mac).audit == AUDIT
+    assert question_of(WRONG_FINDING, TARGET, audit_record(), RUN, verify_mac).audit == AUDIT
     for wrong, accuser, record in (
         (WRONG_GRADIENT, BYSTANDER, work_record()),
         (WRONG_GRADIENT, TARGET, work_record()),
@@ -243,4 +243,4 @@ def test_only_the_validator_accuses_its_target_and_only_the_target_its_validator
         (WRONG_GRADIENT, VALIDATOR, audit_record()),
         (WRONG_FINDING, TARGET, work_record()),
     ):
-        refused(lambda w=wrong, a=accuser, r=record: audit_in_question(w, a, r), Code.BAD_ACCUSATION)  # type: ignore[misc]
+        refused(lambda w=wrong, a=accuser, r=record: question_of(w, a, r, RUN, verify_mac), Code.BAD_ACCUSATION)  # type: ignore[misc]

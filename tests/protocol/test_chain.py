@@ -13,6 +13,8 @@ from crowdsurf.protocol.chain import (
     Audit,
     Chain,
     Head,
+    Owed,
+    beacon_after,
     check_header,
     following_audits,
     following_roster,
@@ -41,7 +43,7 @@ def replaced(**changes: Any) -> Header:
     """The good header with other fields, and with beacon and next roster to match where that is possible."""
     header = msgspec.structs.replace(STEP.header, **changes)
     if "nonces" in changes and "beacon" not in changes:
-        header = msgspec.structs.replace(header, beacon=next_beacon(STEP.head.beacon, header.nonces))
+        header = msgspec.structs.replace(header, beacon=beacon_after(STEP.head.beacon, header))
     return header
 
 
@@ -168,12 +170,12 @@ FIRST, SECOND, THIRD, FOURTH = (ban(peer) for peer in STEP.peers)
         (SECOND, FIRST),
         (FIRST, FIRST),
         (FIRST, ban(STEP.peers[0], Reason.WRONG_GRADIENT)),
-        (ban(STEP.peers[0], reason=5),),
+        (ban(STEP.peers[0], reason=7),),
         (ban(STEP.peers[0], reason=255),),
         (ban(STEP.peers[0], step=1),),
         (FIRST, SECOND, THIRD, FOURTH),
     ],
-    ids=["unsorted", "doubled", "for two reasons", "reason 5", "reason 255", "for the future", "everybody"],
+    ids=["unsorted", "doubled", "for two reasons", "reason 7", "reason 255", "for the future", "everybody"],
 )
 def test_bans_of_the_wrong_form_are_refused(bans: tuple[Ban, ...]) -> None:
     assert "who is banned" in refused(lambda: check_bans(*bans), Code.BAD_OUTCOME)
@@ -204,7 +206,7 @@ def follow(step: CompleteStep, header: Header | None = None) -> Head:
     chosen = step.header if header is None else header
     roster = following_roster(step.head, chosen, step.manifest.missed_steps_max)
     audits = following_audits(step.head, chosen, roster, RATE)
-    return Head(step.head.step + 1, header_digest(chosen), roster, Digest(chosen.beacon), audits)
+    return Head(step.head.step + 1, header_digest(chosen), roster, Digest(chosen.beacon), audits, chosen.parts)
 
 
 def test_audits_follow_from_the_certified_beacon_and_say_what_to_recompute() -> None:
@@ -242,6 +244,25 @@ def test_who_validated_in_a_step_is_no_target_after_it() -> None:
         targets = {audit.target for audit in follow(second).audits}
         assert len(validators) == len(targets) == 2
         assert not validators & targets
+
+
+def test_work_of_whoever_kept_its_nonce_is_owed_until_there_is_a_beacon_it_could_not_foresee() -> None:
+    chain, silent = Chain(SEVEN.manifest), SEVEN.peers[2]
+    nonces = tuple(b"" if index == 2 else nonce for index, nonce in enumerate(SEVEN.header.nonces))
+    void = msgspec.structs.replace(SEVEN.header, nonces=nonces, parts=(b"",) * 7, projections=(b"",) * 7)
+    void = msgspec.structs.replace(void, beacon=beacon_after(SEVEN.head.beacon, void))
+    roster = following_roster(SEVEN.head, void, SEVEN.manifest.missed_steps_max)
+    chain.extend(SEVEN.certificate(header=msgspec.structs.replace(void, next_roster=roster.digest)), verify_mac)
+    seed = assignment.work_seed(SEVEN.head.beacon, silent)
+    assert (chain.head.audits, chain.head.owed) == ((), (Owed(silent, 0, seed, 7, SEVEN.facts.state),))
+    then = CompleteStep(7, head=chain.head, contributors=range(6), audit=AuditSection(rate=RATE))
+    chain.extend(then.certificate(range(6)), verify_mac)
+    owed = [audit for audit in chain.head.audits if audit.target == silent]
+    assert owed
+    assert {audit[2:] for audit in owed} == {(0, seed, 7, SEVEN.facts.state)}
+    validators = [audit.validator for audit in chain.head.audits]
+    assert len(set(validators)) == len(validators) <= len(chain.head.roster) // 2
+    assert chain.head.owed == ()
 
 
 def test_nothing_is_audited_after_a_void_step() -> None:

@@ -9,10 +9,18 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol.chain import Chain
-from crowdsurf.protocol.checks import check_aggregate, check_commit, check_cut, check_proposer, check_reveal
+from crowdsurf.protocol.checks import (
+    check_aggregate,
+    check_commit,
+    check_cut,
+    check_projection,
+    check_proposer,
+    check_reveal,
+    check_slot_form,
+)
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Aggregate, Cut, Kind, Reveal, bitmap_of
+from crowdsurf.protocol.messages import Aggregate, Cut, Kind, Projection, Reveal, bitmap_of
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import name, verify_mac
@@ -26,7 +34,7 @@ def test_good_messages_pass() -> None:
     check_commit(STEP.facts, STEP.peers[0], COMMIT)
     check_cut(STEP.facts, STEP.cut)
     check_proposer(STEP.peers[0], 0, STEP.peers[0])
-    check_reveal(STEP.transcript, STEP.peers[1], Reveal(STEP.cut_name, name("nonce", 1)))
+    check_reveal(STEP.facts, STEP.transcript, STEP.peers[1], Reveal(STEP.cut_name, name("nonce", 1)))
 
 
 @pytest.mark.parametrize(
@@ -124,5 +132,65 @@ def test_an_aggregate_of_a_cut_not_heard_yet_waits() -> None:
 
 def test_bad_reveals() -> None:
     wrong = Reveal(STEP.cut_name, name("nonce", 2))
-    refused(lambda: check_reveal(STEP.transcript, STEP.peers[1], wrong), Code.BAD_REVEAL)
-    refused(lambda: check_reveal(Transcript(), STEP.peers[2], wrong), Code.FUTURE)
+    refused(lambda: check_reveal(STEP.facts, STEP.transcript, STEP.peers[1], wrong), Code.BAD_REVEAL)
+    refused(lambda: check_reveal(STEP.facts, Transcript(), STEP.peers[2], wrong), Code.FUTURE)
+
+
+# --- where aggregates are checked ----------------------------------------------------------------------------
+
+CHECKED = CompleteStep(4, audit=AuditSection(rate=0.25))
+
+
+@pytest.mark.parametrize("norms", [(), (1.0,) * 3, (1.0,) * 5, (-1.0, *(1.0,) * 3)])
+def test_a_commit_says_how_long_every_part_is(norms: tuple[float, ...]) -> None:
+    good = CHECKED.commit(0, {}, {})
+    check_commit(CHECKED.facts, CHECKED.peers[0], good)
+    bad = msgspec.structs.replace(good, norms=norms)
+    refused(lambda: check_commit(CHECKED.facts, CHECKED.peers[0], bad), Code.BAD_COMMIT)
+    nan = msgspec.structs.replace(good, norms=(float("nan"), *(1.0,) * 3))
+    refused(lambda: check_commit(CHECKED.facts, CHECKED.peers[0], nan), Code.BAD_COMMIT)
+
+
+def test_where_nothing_is_checked_no_lengths_and_no_aggregates_are_named() -> None:
+    with_norms = msgspec.structs.replace(COMMIT, norms=(1.0,) * 4)
+    refused(lambda: check_commit(STEP.facts, STEP.peers[0], with_norms), Code.BAD_COMMIT)
+    named = Reveal(STEP.cut_name, name("nonce", 1), (b"",) * 4)
+    refused(lambda: check_reveal(STEP.facts, STEP.transcript, STEP.peers[1], named), Code.BAD_REVEAL)
+
+
+@pytest.mark.parametrize("named", [(), (b"",) * 3, (b"",) * 5])
+def test_a_reveal_says_of_every_part_what_was_heard(named: tuple[bytes, ...]) -> None:
+    facts, transcript = CHECKED.facts, CHECKED.transcript
+    check_reveal(facts, transcript, CHECKED.peers[1], Reveal(CHECKED.cut_name, name("nonce", 1), (b"",) * 4))
+    bad = Reveal(CHECKED.cut_name, name("nonce", 1), named)
+    refused(lambda: check_reveal(facts, transcript, CHECKED.peers[1], bad), Code.BAD_REVEAL)
+
+
+def project(step: CompleteStep, sender: int, subject: bytes, transcript: Transcript, **changes: Any) -> None:
+    payload = msgspec.structs.replace(CHECKED.projection(1), **changes)
+    opened = step.say(sender, Kind.PROJECTION, payload, 0, subject)
+    assert isinstance(opened.payload, Projection)
+    check_slot_form(opened.envelope)
+    check_projection(step.facts, transcript, opened, payload)
+
+
+def test_bad_projections() -> None:
+    mine, other = CHECKED.aggregator(1), (CHECKED.aggregator(1) + 1) % 4
+    good = partial(project, CHECKED, mine, CHECKED.subject(1), CHECKED.transcript)
+    good()
+    good(lines=((9.0, 9.0, 9.0, -1.0),) * 4)  # whatever they say: lines that do not add up are proof
+    for step, sender, subject, changes in (
+        (CHECKED, mine, CHECKED.subject(2), {}),
+        (CHECKED, mine, CHECKED.subject(1), {"part": 2}),
+        (CHECKED, mine, CHECKED.subject(1), {"cut": name("other")}),
+        (CHECKED, mine, CHECKED.cut_name + b"\0\4", {"part": 4}),
+        (CHECKED, mine, CHECKED.subject(1), {"included": b"\7"}),
+        (CHECKED, mine, CHECKED.subject(1), {"lines": CHECKED.projection(1).lines[:3]}),
+        (CHECKED, other, CHECKED.subject(1), {}),
+        (STEP, mine, CHECKED.subject(1), {}),
+    ):
+        refused(partial(project, step, sender, subject, step.transcript, **changes), Code.BAD_PROJECTION)
+
+
+def test_a_projection_of_a_cut_not_heard_yet_waits() -> None:
+    project(CHECKED, (CHECKED.aggregator(1) + 1) % 4, CHECKED.subject(1), Transcript())

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crowdsurf.protocol.accepted_cut import lay_out
-from crowdsurf.protocol.deadlines import Estimator, median
+from crowdsurf.protocol.deadlines import Estimator, Patience, median
+from tests.protocol.swarm import FakeSigner
 
 
 def estimator(*arrivals: float) -> Estimator:
@@ -31,7 +32,7 @@ def test_a_minority_of_stragglers_teaches_nobody_patience() -> None:
 
 
 def test_old_arrivals_are_forgotten() -> None:
-    assert estimator(*[30.0] * 500, *[1.0] * 128).bound_seconds() == 1.0
+    assert estimator(*[30.0] * 500, *[1.0] * 128).bound_seconds() == 2.0
 
 
 @given(st.lists(st.floats(0, 1e12), max_size=200))
@@ -44,3 +45,26 @@ def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float
     waits = lay_out(now, transfer, delivery)
     assert now == waits.accepted < waits.pull < waits.parts < waits.aggregates < waits.reveals < waits.outcome
     assert waits.outcome <= now + 2 * transfer + 5 * delivery + 1e-3
+    assert waits.projections == waits.reveals
+    checked = lay_out(now, transfer, delivery, is_checked=True)
+    assert checked.reveals == waits.reveals < checked.projections < checked.outcome
+    assert checked.outcome <= now + 3 * transfer + 6 * delivery + 1e-3
+
+
+def test_patience_ends_after_two_waits_in_vain_and_comes_back() -> None:
+    patience, (first, second) = Patience(), (FakeSigner(number).peer_id for number in range(2))
+    patience.waited_in_vain({first, second})
+    assert patience.spent() == set()
+    patience.waited_in_vain({first})
+    assert patience.spent() == {first}
+    patience.came(first)
+    patience.waited_in_vain({first})
+    assert patience.spent() == set()
+
+
+def test_patience_remembers_only_those_who_are_still_there() -> None:
+    patience, (first, second) = Patience(), (FakeSigner(number).peer_id for number in range(2))
+    for _ in range(2):
+        patience.waited_in_vain({first, second})
+    patience.keep({second})
+    assert patience.spent() == {second}

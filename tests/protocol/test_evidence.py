@@ -33,6 +33,7 @@ from crowdsurf.protocol.messages import (
     Commit,
     Envelope,
     Kind,
+    Projection,
     Reason,
     Verdict,
     payload_digest,
@@ -92,6 +93,28 @@ def test_class_a_convicts_by_the_bytes_alone() -> None:
     found = check(case, case.file(evidence))
     assert (found.audit, found.commit, found.verdicts) == (None, None, 0)
     assert found.accused == found.ban.peer
+
+
+def test_lines_that_do_not_add_up_convict_by_the_bytes_alone() -> None:
+    case, evidence = a_case("wrong_aggregate")
+    found = check(case, case.file(evidence))
+    assert (found.audit, found.commit, found.verdicts) == (None, None, 0)
+    assert found.charge == Reason.WRONG_AGGREGATE
+    assert found.accused == found.ban.peer
+
+
+def test_a_line_that_is_not_so_rests_on_a_quorum_that_did_the_contributors_work_again() -> None:
+    case = trial("wrong_projection")
+    for evidence in case.kept:
+        found = check(case, case.file(evidence))
+        assert found.audit is not None
+        assert found.audit.target in case.honest  # the work of whom the line is about
+        assert found.accuser in {found.audit.target, found.audit.validator}
+        assert found.accused == found.ban.peer != found.audit.target
+        assert found.verdicts >= found.quorum
+        assert found.commit is None
+        few = evidence.verdicts[: found.quorum - 1]
+        refused(changed(case, evidence, verdicts=few), Code.BAD_ACCUSATION)
 
 
 def test_who_accused_falsely_is_named_and_not_who_was_accused() -> None:
@@ -238,6 +261,36 @@ def test_a_peer_cannot_be_banned_for_a_proof_that_proves_nothing() -> None:
     refused(banned_by_all(case, evidence, ban, accusation=envelope), Code.BAD_ACCUSATION)
 
 
+def test_a_peer_cannot_be_banned_for_lines_that_somebody_else_signed_or_that_add_up() -> None:
+    case, evidence = a_case("wrong_aggregate")
+    accusation = wire.unpack(evidence.accusation.payload, Accusation, limits.ENVELOPE_BYTES_MAX)
+    accuser = evidence.accusation.sender
+    shown = wire.unpack(accusation.proof, Envelope, limits.PROOF_BYTES_MAX)
+    lines = wire.unpack(shown.payload, Projection, limits.ENVELOPE_BYTES_MAX)
+    even = replace(lines, lines=tuple((0.0, 0.0, 0.0, line[-1]) for line in lines.lines))
+    slot = Slot(shown.step, shown.view, shown.kind, shown.subject)
+    balanced = seal(case.signers[PeerId(shown.sender)], shown.run_id, slot, even).envelope
+    honest = min(case.honest - {PeerId(accuser)})
+    for accused, proof in ((honest, accusation.proof), (accusation.accused, wire.pack(balanced))):
+        envelope = said(case, accuser, evidence.accusation.step, replace(accusation, accused=accused, proof=proof))
+        ban = Ban(accused, Reason.WRONG_AGGREGATE, accusation.step, payload_digest(envelope.payload))
+        refused(banned_by_all(case, evidence, ban, accusation=envelope), Code.BAD_ACCUSATION)
+
+
+def test_a_peer_cannot_be_banned_for_a_line_on_the_word_of_one_that_cannot_know_it() -> None:
+    case, evidence = a_case("wrong_projection")
+    found = check(case, case.file(evidence))
+    assert found.audit is not None
+    accusation = wire.unpack(evidence.accusation.payload, Accusation, limits.ENVELOPE_BYTES_MAX)
+    drawn = {audit.validator for head in case.heads for audit in head.audits if audit.step == accusation.step}
+    for accuser in sorted(case.honest - drawn - {found.audit.target}):
+        envelope = said(case, accuser, evidence.accusation.step, accusation)
+        verdicts = judged(case, envelope.step, Verdict(evidence.ban.case, evidence.ban.peer))
+        check_it = banned_by_all(case, evidence, evidence.ban, accusation=envelope, verdicts=verdicts)
+        refused(check_it, Code.BAD_ACCUSATION)
+    assert len(case.honest - drawn) > 1
+
+
 def test_a_peer_cannot_be_banned_for_what_others_are_found_guilty_of() -> None:
     """The verdicts convict the accused; a header that bans the accuser on them does not hold."""
     case, evidence = a_case()
@@ -274,7 +327,7 @@ def test_oversized() -> None:
 def test_not_an_evidence_file() -> None:
     case, evidence = a_case()
     for data in (b"", b"\x00", b"{}", case.past[0], b"\x94" * 1000):
-        refused(lambda data=data: unpack_evidence(data), Code.MALFORMED)
+        refused(lambda data=data: unpack_evidence(data), Code.MALFORMED)  # type: ignore[misc]
     assert b"crowdsurf evidence 1" in case.file(evidence)[:32]
     refused(lambda: unpack_evidence(case.file(evidence) + b"\x00"), Code.MALFORMED)
 
@@ -331,11 +384,12 @@ def mutated(case: Trial, evidence: Evidence, chance: random.Random) -> EvidenceF
 
     def resigned(envelope: Envelope) -> Envelope:
         slot = Slot(envelope.step, envelope.view, envelope.kind, envelope.subject)
-        payload = wire.unpack(envelope.payload, {17: Accusation, 18: Verdict, 1: Commit}[envelope.kind], 1 << 16)
-        changes = {Accusation: "accused", Verdict: "guilty"}
-        field = changes.get(type(payload))
-        if field is not None and chance.random() < 0.7:
-            payload = replace(payload, **{field: honest})
+        kinds: dict[int, type[Accusation | Verdict | Commit]] = {17: Accusation, 18: Verdict, 1: Commit}
+        payload = wire.unpack(envelope.payload, kinds[envelope.kind], 1 << 16)
+        if isinstance(payload, Accusation) and chance.random() < 0.7:
+            payload = replace(payload, accused=honest)
+        elif isinstance(payload, Verdict) and chance.random() < 0.7:
+            payload = replace(payload, guilty=honest)
         if isinstance(payload, Accusation):
             slot = slot._replace(subject=subject_of(payload))
         return seal(liar, run_id, slot, payload).envelope
@@ -345,7 +399,7 @@ def mutated(case: Trial, evidence: Evidence, chance: random.Random) -> EvidenceF
         members = case.heads[step].roster.indexes
         banned = certificate.header.bans
         if honest in members:
-            banned = chance.choice([(replace(evidence.ban, peer=honest, reason=chance.randint(1, 4)),), (), banned])
+            banned = chance.choice([(replace(evidence.ban, peer=honest, reason=chance.randint(1, 6)),), (), banned])
         header = case.banning(step, *banned)
         votes = {vote[0]: vote for vote in certificate.votes}
         for voter in set(members) - case.honest:

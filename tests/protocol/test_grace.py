@@ -48,3 +48,19 @@ def test_nothing_ends_before_its_time_however_often_time_goes_on() -> None:
     for moment in range(50):
         grace.advance(float(moment))
         assert not grace.is_over(float(moment))
+
+
+def test_a_member_that_sees_nonces_waits_one_delivery_for_what_was_said_before_them() -> None:
+    grace = Grace(BOUNDS, 0.0)
+    assert not grace.may_answer(10.0)
+    assert grace.next_deadline() == 12.0
+    assert not grace.may_answer(11.9)  # asking again does not prolong it
+    assert grace.may_answer(12.0)
+    grace.answered()
+    assert grace.next_deadline() is None
+
+
+def test_a_last_call_leaves_time_to_hear_to_wait_and_to_answer() -> None:
+    grace = Grace(BOUNDS, 0.0)
+    assert grace.last_call(10.0) == 16.0
+    assert grace.last_call(14.0) == 16.0

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.cases import Particular
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import (
+    LINE_FLOATS,
     PAYLOAD_TYPES,
     Accusation,
     Aggregate,
@@ -25,6 +27,7 @@ from crowdsurf.protocol.messages import (
     Header,
     Kind,
     Payload,
+    Projection,
     Reveal,
     Verdict,
     ViewChange,
@@ -55,12 +58,15 @@ COMMIT = CompleteStep().commit(0, {}, {})
 HEADER = CompleteStep().header
 BIG = limits.ROSTER_PEERS_MAX
 BAN = Ban(bytes(38), 1, 7, bytes(32))
+LINE = (0.0,) * LINE_FLOATS
+PROJECTION = Projection(bytes(32), 0, bytes(32), b"\1", 1.0, (LINE,))
 ACCUSATION = Accusation(bytes(38), 1, 7, b"")
 OUT_OF_BOUNDS: list[tuple[msgspec.Struct, dict[str, Any]]] = [
     (COMMIT, {"previous": bytes(31)}),
     (COMMIT, {"state": bytes(33)}),
     (COMMIT, {"finding": bytes(33)}),
     (COMMIT, {"parts": (bytes(32),) * (BIG + 1)}),
+    (COMMIT, {"norms": (1.0,) * (BIG + 1)}),
     (COMMIT, {"samples": -1}),
     (COMMIT, {"samples": 2**40 + 1}),
     (COMMIT, {"joins": (bytes(38),) * (limits.JOINS_PER_COMMIT_MAX + 1)}),
@@ -70,10 +76,22 @@ OUT_OF_BOUNDS: list[tuple[msgspec.Struct, dict[str, Any]]] = [
     (Aggregate(bytes(32), 0, bytes(32), b"\1"), {"part": BIG}),
     (Aggregate(bytes(32), 0, bytes(32), b"\1"), {"included": bytes(BIG // 8 + 1)}),
     (Reveal(bytes(32), bytes(32)), {"nonce": bytes(31)}),
+    (Reveal(bytes(32), bytes(32)), {"aggregates": (bytes(33),)}),
+    (Reveal(bytes(32), bytes(32)), {"aggregates": (b"",) * (BIG + 1)}),
+    (PROJECTION, {"cut": bytes(31)}),
+    (PROJECTION, {"part": BIG}),
+    (PROJECTION, {"aggregate": b""}),
+    (PROJECTION, {"included": bytes(BIG // 8 + 1)}),
+    (PROJECTION, {"lines": ()}),
+    (PROJECTION, {"lines": (LINE[1:],)}),
+    (PROJECTION, {"lines": ((*LINE, 0.0),)}),
+    (PROJECTION, {"lines": (LINE,) * (BIG + 1)}),
     (HEADER, {"step": 2**48 + 1}),
     (HEADER, {"step": -1}),
     (HEADER, {"parts": ()}),
     (HEADER, {"nonces": (bytes(33),)}),
+    (HEADER, {"projections": (bytes(33),)}),
+    (HEADER, {"projections": (b"",) * (BIG + 1)}),
     (HEADER, {"joined": (bytes(38),) * (BIG + 1)}),
     (HEADER, {"bans": (BAN,) * (limits.BANS_PER_HEADER_MAX + 1)}),
     (BAN, {"peer": bytes(37)}),
@@ -106,10 +124,10 @@ def test_a_field_out_of_bounds_is_malformed(good: msgspec.Struct, changes: dict[
 
 def test_missing_and_additional_fields_are_refused() -> None:
     fields = msgpack.unpackb(wire.pack(HEADER))
-    for wrong in (fields[:-3], [*fields, 0], []):
+    for wrong in (fields[:-4], [*fields, 0], []):
         refused(partial(wire.unpack, msgpack.packb(wrong), Header, 1 << 20), Code.MALFORMED)
     # Fields with a default may be missing for the parser, but then they are not spelled as we spell them.
-    for struct, default_fields in ((COMMIT, 3), (HEADER, 2), (ACCUSATION, 1)):
+    for struct, default_fields in ((COMMIT, 4), (HEADER, 3), (ACCUSATION, 1), (Reveal(bytes(32), bytes(32)), 1)):
         short = msgpack.packb(msgpack.unpackb(wire.pack(struct))[:-default_fields])
         refused(partial(wire.unpack, short, type(struct), 1 << 20), Code.NOT_CANONICAL)
 
@@ -118,6 +136,7 @@ def test_the_largest_messages_fit_their_limits() -> None:
     commit = Commit(
         *(bytes(32), bytes(32), (bytes(32),) * BIG, bytes(32), 1.0, 2**40),
         *((bytes(38),) * limits.JOINS_PER_COMMIT_MAX, (bytes(38),) * limits.JOINS_PER_COMMIT_MAX, bytes(32)),
+        norms=(1.0,) * BIG,
     )
     cut = Cut(bytes(32), tuple((index, bytes(32)) for index in range(BIG)))
     header = msgspec.structs.replace(
@@ -129,13 +148,20 @@ def test_the_largest_messages_fit_their_limits() -> None:
         joined=(bytes(38),) * BIG,
         left=(bytes(38),) * BIG,
         bans=(Ban(bytes(38), 255, 2**48, bytes(32)),) * limits.BANS_PER_HEADER_MAX,
+        projections=(bytes(32),) * BIG,
     )
+    reveal = Reveal(bytes(32), bytes(32), (bytes(32),) * BIG)
+    projection = Projection(bytes(32), BIG - 1, bytes(32), bytes(BIG // 8), 1.0, (LINE,) * BIG)
     accusation = Accusation(bytes(38), 255, 2**48, bytes(limits.PROOF_BYTES_MAX))
-    for payload in (commit, cut, header, ViewChange(header, 0), accusation):
+    for payload in (commit, cut, reveal, projection, header, ViewChange(header, 0), accusation):
         data = wire.pack(payload)
         envelope = Envelope(1, bytes(32), 2**48, 65535, 255, bytes(64), data, bytes(38), bytes(64))
         assert len(wire.pack(envelope)) <= limits.ENVELOPE_BYTES_MAX
         assert wire.unpack(data, type(payload), limits.ENVELOPE_BYTES_MAX) == payload
+    shown = Envelope(1, bytes(32), 2**48, 0, 16, bytes(34), wire.pack(projection), bytes(38), bytes(64))
+    assert (
+        len(wire.pack(Particular(BIG - 1, shown))) <= limits.PROOF_BYTES_MAX
+    )  # so that it can be held against its author
     certificate = Certificate(header, tuple((index, 65535, bytes(64)) for index in range(BIG)))
     assert len(wire.pack(certificate)) <= limits.CERTIFICATE_BYTES_MAX
     assert limits.CERTIFICATE_BYTES_MAX < limits.FRAME_BYTES_MAX

@@ -8,8 +8,7 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.beacon import next_beacon
-from crowdsurf.protocol.chain import Chain, check_header, following_roster
+from crowdsurf.protocol.chain import Chain, beacon_after, check_header, following_roster
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Ban, Header, Kind, Reason, bitmap_of, indexes_of
@@ -25,7 +24,7 @@ NEWCOMERS = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 53))
 def consistent(step: CompleteStep, **changes: Any) -> Header:
     """Another header of the step that the chain alone has nothing against."""
     header = msgspec.structs.replace(step.header, **changes)
-    header = msgspec.structs.replace(header, beacon=next_beacon(step.head.beacon, header.nonces))
+    header = msgspec.structs.replace(header, beacon=beacon_after(step.head.beacon, header))
     roster = following_roster(step.head, header, step.manifest.missed_steps_max)
     header = msgspec.structs.replace(header, next_roster=roster.digest)
     check_header(step.head, header, step.manifest)

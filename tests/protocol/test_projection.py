@@ -6,23 +6,33 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from crowdsurf.protocol.manifest import AuditSection, RuleSection
+from crowdsurf.protocol.messages import LINE_FLOATS
 from crowdsurf.protocol.projection import (
     FLOAT32_MAX,
+    LENGTH_SLACK,
+    LENGTH_SPREAD,
     PROJECTIONS,
     SPREAD,
     TAIL,
+    Clipping,
     Line,
     balance_problem,
-    delta_max,
+    clipping_of,
     line_problem,
     line_tolerance,
+    longest,
+    projection_problem,
     summing_error,
     tail,
     tolerance,
+    wrong_line,
+    wrong_norm,
 )
+from tests.protocol.swarm import FakeSigner, manifest_for
 
 LENGTH = 1000
 any_float = st.floats(allow_nan=True, allow_infinity=True)
@@ -49,10 +59,6 @@ def test_the_tolerance_holds_in_each_direction_and_to_both_sides(direction: int,
         lines = [Line(tuple(values), 1.0), Line((0.0,) * PROJECTIONS, 1.0)]
         text = balance_problem(lines, 1.0, 1.0, LENGTH)
         assert (text is not None and f"direction {direction} add up" in text) == problem
-
-
-def test_rules_without_the_identity_are_not_checked() -> None:
-    assert balance_problem(balanced(0.5, 0.5), None, 1.0, LENGTH) is None
 
 
 def test_a_projection_longer_than_its_norm_allows_is_refused() -> None:
@@ -154,13 +160,143 @@ def test_a_line_is_compared_with_ones_own_within_rounding() -> None:
         assert word in str(line_problem(wrong, own, 1.0, LENGTH))
 
 
-def test_nothing_is_suspicious_before_any_history() -> None:
-    assert delta_max([], 0.5) == math.inf
+# --- what a run makes of it ----------------------------------------------------------------------------------
 
 
-def test_the_suspicious_distance_follows_the_last_eight_medians() -> None:
-    assert delta_max([3.0], 0.5) == 12.5
-    assert delta_max([1000.0] * 5 + [1.0] * 8, 0.5) == 4.5
-    assert delta_max([1.0] * 5 + [1000.0] * 3, 0.5) == 4.5  # a burst does not set the scale
-    assert delta_max([0.0], 0.5) == 0.5
-    assert delta_max([1.0], math.inf) == math.inf
+def clipping(rule: str = "centered_clip", rate: float = 0.1, **parameters: float) -> Clipping | None:
+    rules = RuleSection(name=rule, parameters=dict(parameters))
+    return clipping_of(manifest_for([FakeSigner(0)], audit=AuditSection(rate=rate), rule=rules))
+
+
+def test_aggregates_are_checked_where_there_are_audits_and_the_rule_has_an_identity() -> None:
+    assert clipping() == Clipping(1.0, 1e-6)
+    assert clipping(tau=0.25, tolerance=1e-3) == Clipping(0.25, 1e-3)
+    assert clipping("mean") == Clipping(math.inf, 0.0)
+    assert clipping("median") is None
+    assert clipping(rate=0.0) is None
+    assert clipping("mean", rate=0.0) is None
+
+
+def test_a_line_on_the_wire_holds_all_directions_and_a_length() -> None:
+    assert LINE_FLOATS == PROJECTIONS + 1
+
+
+def test_the_rules_own_tolerance_is_honoured() -> None:
+    """A run whose rule may stop early must not ban for it."""
+    early = balanced(1e-3, 0.0)
+    assert projection_problem(early, 1.0, Clipping(1.0, 1e-2)) is None
+    assert projection_problem(early, 1.0, Clipping(1.0, 1e-6)) is not None
+
+
+@pytest.mark.parametrize("own", [1e-30, 1.0, 1e30])
+def test_a_length_is_compared_within_rounding(own: float) -> None:
+    assert not wrong_norm(own, own)
+    assert not wrong_norm(own * (1 + 1e-13), own)
+    for claimed in (own * (1 + 1e-9), own * (1 - 1e-9), 0.0, -own, math.nan, math.inf):
+        assert wrong_norm(claimed, own)
+
+
+def test_the_length_of_nothing_is_nothing() -> None:
+    assert not wrong_norm(0.0, 0.0)
+    assert wrong_norm(1e-300, 0.0)
+
+
+def test_a_line_that_is_off_is_wrong() -> None:
+    clip, own = Clipping(1.0, 1e-6), Line((0.1, -0.2, 0.3), 2.0)
+    assert not wrong_line(own, own, clip)
+    assert not wrong_line(Line((0.1 + 1e-13, -0.2, 0.3), 2.0 + 1e-13), own, clip)
+    for claimed in (
+        Line((0.1 + 1e-3, -0.2, 0.3), 2.0),
+        Line((0.1, -0.2, math.nan), 2.0),
+        Line(own.projections, 2.001),
+        Line(own.projections[:2], 2.0),
+    ):
+        assert wrong_line(claimed, own, clip)
+
+
+# --- how long an aggregate can be ----------------------------------------------------------------------------
+
+Vector = tuple[float, ...]
+coordinates = st.floats(-5.0, 5.0)
+
+
+def length(vector: Vector) -> float:
+    return math.hypot(*vector)
+
+
+def fixed_point(rows: list[Vector], radius: float) -> Vector | None:
+    """Where the clipped differences add up to nothing, by plain iteration; None if it does not get there."""
+    here = tuple(0.0 for _ in rows[0])
+    for _ in range(3000):
+        differences = [tuple(a - b for a, b in zip(row, here, strict=True)) for row in rows]
+        factors = [min(1.0, radius / length(one)) if length(one) else 1.0 for one in differences]
+        pulls = zip(*([f * x for x in one] for f, one in zip(factors, differences, strict=True)), strict=True)
+        step = tuple(math.fsum(values) / len(rows) for values in pulls)
+        here = tuple(a + b for a, b in zip(here, step, strict=True))
+        if length(step) < 1e-9 * radius:
+            return here
+    return None
+
+
+@given(
+    st.integers(1, 3).flatmap(lambda size: st.lists(st.tuples(*[coordinates] * size), min_size=1, max_size=7)),
+    st.lists(st.floats(0.0, 8.0), max_size=4),
+    st.floats(0.5, 20.0),
+)
+def test_no_fixed_point_is_longer(rows: list[Vector], left_out: list[float], radius: float) -> None:
+    """Whatever liars send and whoever is left out, unless those left out are most of the short ones."""
+    included = [length(row) for row in rows]
+    norms = [*included, *left_out]
+    assume(sorted(included)[len(rows) // 2] <= LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
+    result = fixed_point(rows, radius)
+    assume(result is not None)
+    assert result is not None
+    assert length(result) <= longest(norms, included, radius)
+
+
+@pytest.mark.parametrize(("near", "far"), [(1, 0), (4, 3), (9, 7)])
+def test_the_worst_that_liars_can_do_comes_near(near: int, far: int) -> None:
+    """Honest rows all alike, and as many liars as there can be far out in the same direction."""
+    honest, liar = (1.0,), (1e6,)
+    rows: list[Vector] = [*[honest] * near, *[liar] * far]
+    radius = 100.0
+    result = fixed_point(rows, radius)
+    assert result is not None
+    norms = [length(row) for row in rows]
+    assert longest(norms, norms, radius) == pytest.approx(LENGTH_SLACK * length(result), rel=1e-6)
+    assert length(result) == pytest.approx(1.0 + radius * far / near)
+
+
+def test_the_worst_where_everything_is_clipped_comes_near_too() -> None:
+    """Honest rows of length 1 to both sides, where the line from the result touches the ball that they are in."""
+    ratio, radius = 3 / 4, 0.05
+    expected = 1 / math.sqrt(1 - ratio**2)
+    along, aside = 1 / expected, math.sqrt(1 - expected**-2)
+    rows: list[Vector] = [*[(along, aside)] * 2, *[(along, -aside)] * 2, *[(1e6, 0.0)] * 3]
+    result = fixed_point(rows, radius)
+    assert result is not None
+    assert length(result) == pytest.approx(expected, rel=1e-4)
+    norms = [length(row) for row in rows]
+    assert longest(norms, norms, radius) == pytest.approx(LENGTH_SLACK * expected)
+
+
+def test_leaving_out_the_short_ones_buys_a_liar_little() -> None:
+    norms = [1.0] * 5 + [1e6] * 4
+    bound = longest(norms, [1e6] * 4, 1.0)
+    assert 0.0 < bound <= LENGTH_SLACK * max(LENGTH_SPREAD + 1.0, 2 * LENGTH_SPREAD)
+    assert longest([1e6] * 9, [1e6] * 4, 1.0) > 1e6  # where all are long, so may the result be
+
+
+def test_nothing_gives_nothing() -> None:
+    assert longest([], [], 1.0) == 0.0
+    assert longest([1.0], [], 1.0) == 0.0
+
+
+def test_a_claimed_length_of_a_liar_does_not_matter() -> None:
+    assert longest([1.0, 1.0, 1e30], [1.0, 1.0, 1e30], 1.0) == longest([1.0, 1.0, 2.0], [1.0, 1.0, 2.0], 1.0)
+
+
+def test_the_mean_has_no_bound() -> None:
+    """A single input can pull it anywhere."""
+    assert longest([1.0, 1.0, 9.0], [1.0, 1.0, 9.0], math.inf) == math.inf
+    assert longest([0.0], [0.0], 1.0) == 0.0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from crowdsurf.protocol import limits, transcript
+from crowdsurf.protocol.cases import objection_to, subject_of
 from crowdsurf.protocol.envelope import is_equivocation
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Commit, Kind, ViewChange, Vote
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Aggregate, Commit, Kind, Reveal, ViewChange, Vote
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import name, verify_mac
@@ -47,7 +49,10 @@ def test_messages_are_found_by_what_names_them() -> None:
     heard = STEP.transcript
     commit = heard.commits[STEP.peers[2]]
     assert heard.find(commit.digest) == [commit]
-    assert [opened.payload for opened in heard.find(STEP.cut_name)] == [STEP.cut]
+    assert [opened.payload for opened in heard.find(STEP.cut_name)] == [
+        STEP.cut,
+        *(Reveal(STEP.cut_name, name("nonce", index)) for index in range(4)),
+    ]
     assert heard.find(name("aggregate", 1)) == [STEP.aggregate(1)]
     assert heard.find(name("unknown")) == []
     assert heard.cut(STEP.cut_name) == STEP.cut
@@ -88,3 +93,77 @@ def test_conflicting_commits_count_against_their_senders_share() -> None:
         heard.add_conflicting(opened)
         kept += bool(heard.find(opened.digest))
     assert kept == transcript._MESSAGES_PER_MEMBER_MAX - 1
+
+
+# --- where aggregates are checked ----------------------------------------------------------------------------
+
+CHECKED = CompleteStep(4, audit=AuditSection(rate=0.25))
+
+
+def test_projections_are_found_by_part_and_by_name() -> None:
+    heard = CHECKED.transcript
+    for part in range(4):
+        aggregator = CHECKED.peers[CHECKED.aggregator(part)]
+        said = heard.projection(CHECKED.cut_name, part, aggregator)
+        assert said is not None
+        assert said.payload == CHECKED.projection(part)
+        assert heard.projection_with(said.digest) == said
+        assert heard.find(said.digest) == [said]
+    assert heard.projection(name("another cut"), 0, CHECKED.peers[0]) is None
+    assert heard.projection_with(CHECKED.cut_name) is None
+
+
+def test_both_aggregates_and_projections_of_a_member_that_signed_two_can_be_shown() -> None:
+    heard, index = Transcript(), CHECKED.aggregator(0)
+    peer, subject = CHECKED.peers[index], CHECKED.subject(0)
+    first, other = CHECKED.aggregate(0), Aggregate(CHECKED.cut_name, 0, name("other"), b"\x0f")
+    heard.add(first)
+    heard.add_conflicting(CHECKED.say(index, Kind.AGGREGATE, other, 0, subject))
+    assert heard.aggregate(CHECKED.cut_name, 0, peer) == first.payload
+    assert heard.aggregate_with(CHECKED.cut_name, 0, peer, name("aggregate", 0)) == first.payload
+    assert heard.aggregate_with(CHECKED.cut_name, 0, peer, name("other")) == other
+    assert heard.aggregate_with(CHECKED.cut_name, 0, peer, name("third")) is None
+    lines = [CHECKED.say(index, Kind.PROJECTION, CHECKED.projection(0, norm=norm), 0, subject) for norm in (1.0, 0.5)]
+    heard.add(lines[0])
+    heard.add_conflicting(lines[1])
+    assert heard.projection(CHECKED.cut_name, 0, peer) == lines[0]
+    assert [heard.projection_with(said.digest) for said in lines] == lines
+
+
+def test_an_aggregate_is_named_by_enough_reveals_or_by_none() -> None:
+    heard = CHECKED.transcript
+    for enough, named in ((1, True), (4, True), (5, False)):
+        assert (heard.named_aggregate(CHECKED.cut_name, 2, enough) == name("aggregate", 2)) == named
+    assert heard.named_aggregate(CHECKED.cut_name, 4, 1) is None
+    assert heard.named_aggregate(name("another cut"), 2, 1) is None
+
+
+def test_an_objection_is_remembered_for_its_cut_and_its_aggregator() -> None:
+    heard = Transcript()
+    said = CHECKED.transcript.of_kind(Kind.PROJECTION)[0]
+    objector = next(index for index, peer in enumerate(CHECKED.peers) if peer != said.sender)
+    accusation = objection_to(said, objector)
+    heard.add(CHECKED.say(objector, Kind.ACCUSATION, accusation, 0, subject_of(accusation)))
+    assert heard.objectors(CHECKED.cut_name, said.sender) == {CHECKED.peers[objector]}
+    assert heard.objectors(CHECKED.cut_name, CHECKED.peers[objector]) == set()
+    assert heard.objectors(name("another cut"), said.sender) == set()
+
+
+def test_everything_that_a_member_signed_about_what_it_had_heard_counts_once() -> None:
+    """Whoever has heard both reveals of a liar must not think otherwise than whoever has heard one."""
+    heard, other = Transcript(), name("the other one")
+    for index, named in ((0, name("aggregate", 0)), (1, b"")):
+        said = Reveal(CHECKED.cut_name, name("nonce", index), (named, b"", b"", b""))
+        heard.add(CHECKED.say(index, Kind.REVEAL, said))
+    assert heard.named_aggregate(CHECKED.cut_name, 0, 2) is None
+    second = CHECKED.say(
+        1, Kind.REVEAL, Reveal(CHECKED.cut_name, name("nonce", 1), (name("aggregate", 0), b"", b"", b""))
+    )
+    for _ in range(2):
+        heard.add_conflicting(second)
+    assert heard.named_aggregate(CHECKED.cut_name, 0, 2) == name("aggregate", 0)
+    assert heard.named_aggregate(CHECKED.cut_name, 0, 3) is None
+    for index in (0, 1):
+        said = Reveal(CHECKED.cut_name, name("nonce", index), (other, b"", b"", b""))
+        heard.add_conflicting(CHECKED.say(index, Kind.REVEAL, said))
+    assert heard.named_aggregate(CHECKED.cut_name, 0, 2) is None  # two of them

@@ -18,7 +18,7 @@ from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import ELEMENTS, name
 from tests.protocol.test_outcome import consistent
 
-ORDER = assignment.proposers(CompleteStep(4).head.beacon, CompleteStep(4).head.roster)
+ORDER = assignment.proposers(CompleteStep(4).head.beacon, CompleteStep(4).head.roster, 0)
 FIRST, SECOND, THIRD, ME = ORDER
 STEP = CompleteStep(4, contributors=[FIRST, SECOND, THIRD])
 

@@ -21,7 +21,14 @@ from crowdsurf.protocol.sim.names import NamesCompute
 from crowdsurf.protocol.sim.simulation import Plan, Simulation, plain_manifest, signers
 
 PEERS, STEPS = 6, 20
-ATTACKS = {"sign_flip": 2, "lazy_validator": 3, "equivocate": 1, "false_accusation": 4}
+ATTACKS = {
+    "sign_flip": 2,
+    "lazy_validator": 3,
+    "equivocate": 1,
+    "false_accusation": 4,
+    "wrong_aggregate": 5,
+    "wrong_projection": 6,
+}
 """Attacks, and what their bans are for."""
 
 

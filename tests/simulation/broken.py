@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from tests.simulation import broken_conduct, broken_facts, broken_justice
+from tests.simulation import broken_aggregates, broken_conduct, broken_facts, broken_justice
 from tests.simulation.defect import DEFECTS
 from tests.simulation.runs import fired, run
 
-__all__ = ["DEFECTS", "broken_conduct", "broken_facts", "broken_justice"]
+__all__ = ["DEFECTS", "broken_aggregates", "broken_conduct", "broken_facts", "broken_justice"]
 
 SEEDS_MAX = 200
 """So many seeds are tried when the list of seeds is renewed."""

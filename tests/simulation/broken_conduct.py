@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from crowdsurf.protocol import catchup, chain, limits, node, step, transcript
+from crowdsurf.protocol import catchup, chain, holdings, limits, node, step, transcript
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
@@ -88,7 +88,7 @@ def forgets_what_it_signed(patch: Patch) -> None:
     _recover_without(patch, "signed")
 
 
-@defect("stays_locked", (50, 53, 55), faults=Faults(crash_rate=8.0, restart_seconds_max=2.0, message_loss=0.2))
+@defect("stays_locked", (5, 20, 21), faults=Faults(crash_rate=8.0, restart_seconds_max=2.0, message_loss=0.2))
 def forgets_its_lock(patch: Patch) -> None:
     """After a restart a peer does not know what it voted for."""
     _recover_without(patch, "locks")
@@ -123,7 +123,7 @@ def signs_anew_to_say_it_again(patch: Patch) -> None:
             slot = Slot(self.facts.head.step, 0, Kind.COMMIT, b"")
             voice = self._voice
             opened = seal(voice._signer, voice._run_id, slot, replace(commit, samples=commit.samples + 1))
-            self.effects += [PersistSigned(opened.envelope), SendEnvelope(self._others(), opened.envelope)]
+            self.effects += [PersistSigned(opened.envelope), SendEnvelope(self._asking.others(), opened.envelope)]
 
     patch.setattr(StepMachine, "_resend", resend)
 
@@ -179,7 +179,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (5, 11, 13), faults=ROUGH)
+@defect("stays_locked", (4, 6, 16), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -189,7 +189,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (5, 11, 13), faults=ROUGH)
+@defect("stays_locked", (4, 6, 16), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self, believable: None)
@@ -198,7 +198,7 @@ def ignores_locks(patch: Patch) -> None:
 @defect("nothing_dropped", (0, 1, 3), liar=liars.VoidsWork)
 def lets_a_proposer_void_work(patch: Patch) -> None:
     """A voter does not look for what a header leaves out."""
-    patch.setattr(step, "overlooked", lambda *arguments: [])
+    patch.setattr(holdings, "overlooked", lambda *arguments: [])
 
 
 @defect("progress", (0, 2, 3), faults=LOSSY, liar=liars.ClaimsALock)
@@ -242,7 +242,7 @@ def _without_limit(patch: Patch, module: types.ModuleType, name: str) -> None:
 # --- getting on ----------------------------------------------------------------------------------------------
 
 
-@defect("progress", (0, 2, 8), faults=LOSSY, peers=2)
+@defect("progress", (4, 10, 11), faults=LOSSY, peers=2)
 def says_everything_once(patch: Patch) -> None:
     """What got lost is not said again."""
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import msgspec
 
-from crowdsurf.protocol import chain, checks, events, outcome, roster, step
+from crowdsurf.protocol import chain, checks, events, holdings, outcome, roster
 from crowdsurf.protocol.accepted_cut import AcceptedCut, Input
-from crowdsurf.protocol.beacon import next_beacon
 from crowdsurf.protocol.catchup import CatchUp
-from crowdsurf.protocol.chain import Chain, check_header, following_roster
+from crowdsurf.protocol.chain import Chain, beacon_after, check_header, following_roster
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.membership import Membership
@@ -21,6 +20,7 @@ from crowdsurf.protocol.node import Recovered
 from crowdsurf.protocol.sim.disk import Disk
 from crowdsurf.protocol.sim.faults import Faults
 from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.worker import Worker
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase, Trigger
 from tests.simulation import liars
@@ -32,6 +32,7 @@ from tests.simulation.defect import (
     defect,
     nothing,
 )
+from tests.simulation.liars_at_court import WithholdsFromOne
 
 replace = msgspec.structs.replace
 
@@ -61,14 +62,15 @@ def takes_any_state(patch: Patch) -> None:
 @defect("same_state")
 def applies_an_update_twice(patch: Patch) -> None:
     """One peer applies one update two times."""
-    honest = Host._applied
+    honest = Worker._applied
 
-    def applied(self: Host, effect: Any) -> None:
-        if self.number == 1 and effect.step == 3:
-            self.state = self.world.compute.apply(self.state, effect.parts)
+    def applied(self: Worker, effect: Any) -> None:
+        host = self._host
+        if host.number == 1 and effect.step == 3:
+            host.state = host.world.compute.apply(host.state, effect.parts)
         honest(self, effect)
 
-    patch.setattr(Host, "_applied", applied)
+    patch.setattr(Worker, "_applied", applied)
 
 
 @defect("bytes_held", faults=LOSSY)
@@ -123,7 +125,7 @@ def believes_the_next_roster(patch: Patch) -> None:
 @defect("header_follows", liar=liars.ChoosesTheBeacon)
 def believes_the_beacon(patch: Patch) -> None:
     """A header may name any beacon."""
-    check_repaired(patch, lambda head, header, _: replace(header, beacon=next_beacon(head.beacon, header.nonces)))
+    check_repaired(patch, lambda head, header, _: replace(header, beacon=beacon_after(head.beacon, header)))
 
 
 @defect("header_follows", (0, 1, 4), faults=CRASHY)
@@ -157,18 +159,18 @@ def _consistent(head: Any, header: Any, missed_steps_max: int) -> Any:
 @defect("header_follows bytes_held", liar=liars.InventsAnAggregate)
 def votes_without_examining(patch: Patch) -> None:
     """A member votes for whatever is proposed."""
-    patch.setattr(step, "examine", lambda facts, said, blobs, header, convictions: outcome.Missing((), ()))
+    patch.setattr(holdings, "examine", lambda *_: outcome.Missing((), ()))
 
 
-@defect("bytes_held", (9, 10, 11))
+@defect("bytes_held", liar=WithholdsFromOne)
 def votes_without_bytes(patch: Patch) -> None:
     """A member votes for a header whose bytes it does not hold."""
-    honest = outcome._missing_aggregates
+    honest = outcome._missing_proofs
 
     def missing(*arguments: Any) -> outcome.Missing:
         return honest(*arguments)._replace(blobs=())
 
-    patch.setattr(outcome, "_missing_aggregates", missing)
+    patch.setattr(outcome, "_missing_proofs", missing)
     patch.setattr(StepMachine, "_trigger", _impatient(StepMachine._trigger))
 
 
@@ -199,24 +201,24 @@ def believes_who_joined(patch: Patch) -> None:
 def believes_the_contributors(patch: Patch) -> None:
     """The contributors of a header are not compared with its cut."""
     _examine_repaired(patch, ("contributors", "nonces"))
-    patch.setattr(step, "overlooked", lambda *arguments: [])
+    patch.setattr(holdings, "overlooked", lambda *arguments: [])
 
 
 def _examine_repaired(patch: Patch, fields: tuple[str, ...]) -> None:
     """Leave a check of the examination out: examine the header with these fields put right."""
     honest = outcome.examine
 
-    def examine(facts: Any, said: Any, blobs: Any, header: Any, convictions: Any) -> outcome.Missing:
+    def examine(facts: Any, said: Any, blobs: Any, header: Any, *others: Any) -> outcome.Missing:
         cut = said.cut(header.cut)
         if cut is None or said.missing_commits(cut, facts.peers):
-            return honest(facts, said, blobs, header, convictions)
-        right = outcome.build_header(facts, said, blobs, header.cut, cut, convictions)
+            return honest(facts, said, blobs, header, *others)
+        right = outcome.build_header(facts, said, blobs, header.cut, cut, *others)
         repaired = replace(header, **{name: getattr(right, name) for name in fields})
-        repaired = replace(repaired, beacon=next_beacon(facts.head.beacon, repaired.nonces))
+        repaired = replace(repaired, beacon=beacon_after(facts.head.beacon, repaired))
         repaired = _consistent(facts.head, repaired, facts.manifest.missed_steps_max)
-        return honest(facts, said, blobs, repaired, convictions)
+        return honest(facts, said, blobs, repaired, *others)
 
-    patch.setattr(step, "examine", examine)
+    patch.setattr(holdings, "examine", examine)
 
 
 @defect("header_follows", liar=liars.ChangesItsNonce)

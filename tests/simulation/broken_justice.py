@@ -8,17 +8,18 @@ from typing import Any
 
 import msgspec
 
-from crowdsurf.protocol import assignment, chain, events, limits, outcome, roster, step, tribunal
+from crowdsurf.protocol import assignment, chain, events, holdings, limits, outcome, roster, tribunal
+from crowdsurf.protocol.cases import Question
 from crowdsurf.protocol.effects import ComputeFinding
 from crowdsurf.protocol.evidence import Evidence
 from crowdsurf.protocol.grace import Grace
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import Kind
 from crowdsurf.protocol.node import Node
-from crowdsurf.protocol.sim import host
+from crowdsurf.protocol.sim import worker
 from crowdsurf.protocol.sim.adversaries import GradientAttack, LazyValidator, WithholdReveal
 from crowdsurf.protocol.sim.faults import Faults
-from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.worker import Worker
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.tribunal import Case, Tribunal
 from tests.simulation import liars_at_court as liars
@@ -37,7 +38,7 @@ def believes_the_accuser(patch: Patch) -> None:
     patch.setattr(tribunal, "guilty_of", lambda accusation, *_: accusation.accused)
 
 
-@defect("no_honest_ban header_follows evidence_holds", (6, 12, 13), liar=liars.AccusesAndJudges, peers=3, steps=16)
+@defect("no_honest_ban header_follows evidence_holds", (2, 5, 9), liar=liars.AccusesAndJudges, peers=3, steps=16)
 def one_verdict_is_missing(patch: Patch) -> None:
     """A ban takes one verdict less than a quorum."""
     honest = Case.convicted
@@ -48,10 +49,10 @@ def one_verdict_is_missing(patch: Patch) -> None:
 def hears_anybody(patch: Patch) -> None:
     """Who was not drawn may accuse, too."""
 
-    def audit(accusation: Any, accuser: Any, record: Any) -> Any:
-        return next(audit for audit in record.audits if audit.target == accusation.accused)
+    def question(accusation: Any, accuser: Any, record: Any, *_: Any) -> Question:
+        return Question(next(audit for audit in record.audits if audit.target == accusation.accused))
 
-    patch.setattr(tribunal, "audit_in_question", audit)
+    patch.setattr(tribunal, "question_of", question)
 
 
 @defect("no_honest_ban header_follows evidence_holds", liar=liars.AccusesWithoutProof)
@@ -65,37 +66,38 @@ def bans_without_evidence(patch: Patch) -> None:
     """A voter lets a header ban whom it likes."""
     honest = outcome.examine
 
-    def examine(facts: Any, said: Any, blobs: Any, header: Any, _: Any) -> Any:
-        return honest(facts, said, blobs, header, {ban.case: ban for ban in header.bans})
+    def examine(facts: Any, said: Any, blobs: Any, header: Any, _: Any, scrutiny: Any) -> Any:
+        return honest(facts, said, blobs, header, {ban.case: ban for ban in header.bans}, scrutiny)
 
-    patch.setattr(step, "examine", examine)
+    patch.setattr(holdings, "examine", examine)
 
 
 @defect("no_honest_ban", steps=12)
 def compares_with_the_newest_work(patch: Patch) -> None:
     """Whoever was validated compares the finding with the gradient it computed since."""
 
-    def compute(self: Host, effect: ComputeFinding) -> None:
-        self._worker_later(0.6, answer, self, effect)
+    def compute(self: Worker, effect: ComputeFinding) -> None:
+        self.later(0.6, answer, self, effect)
 
-    def answer(self: Host, effect: ComputeFinding) -> None:
-        if self._own_work is not None:
-            _, state, seed, parts = self._own_work
-            finding = self.world.compute.finding(state, seed, parts, effect.finder)
-            self.give(events.FindingKnown(effect.step, effect.finder, finding))
+    def answer(self: Worker, effect: ComputeFinding) -> None:
+        own, host = self.own, self._host
+        if own is not None:
+            finding = host.world.compute.finding(own.state, own.seed, len(own.parts), effect.finder)
+            host.give(events.FindingKnown(effect.step, effect.finder, finding))
 
-    patch.setitem(host._ACTIONS, ComputeFinding, compute)
+    patch.setitem(worker.ACTIONS, ComputeFinding, compute)
 
 
 # --- void steps, strikes and rests ---------------------------------------------------------------------------
 
 
-@defect("header_follows", (1, 2, 3), liar=liars.CountsAVoidStep, steps=12)
+@defect("header_follows", (0, 2, 3), liar=liars.CountsAVoidStep, steps=12)
 def counts_a_void_step(patch: Patch) -> None:
     """Aggregates count although a nonce was withheld."""
 
     def repair(head: Any, header: Any, _: int) -> Any:
-        return replace(header, parts=(b"",) * len(header.parts)) if chain.withheld(header) else header
+        void = (b"",) * len(header.parts)
+        return replace(header, parts=void, projections=void) if chain.withheld(header) else header
 
     check_repaired(patch, lambda head, header, manifest: repair(head, header, manifest.missed_steps_max))
 
@@ -144,7 +146,7 @@ def opens_its_nonce_alone(patch: Patch) -> None:
     patch.setattr(StepMachine, "_reveal_with_others", nothing)
 
 
-@defect("patient", (5, 6, 7), faults=LOSSY)
+@defect("patient", (0, 4, 9), faults=LOSSY)
 def has_no_patience(patch: Patch) -> None:
     """A step is voided at once for those that have not opened their nonce."""
     patch.setattr(Grace, "is_over", lambda self, now: True)

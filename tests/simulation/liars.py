@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from crowdsurf.protocol import effects, events, limits, wire
-from crowdsurf.protocol.beacon import next_beacon
-from crowdsurf.protocol.chain import following_roster
+from crowdsurf.protocol.chain import beacon_after, following_roster
 from crowdsurf.protocol.effects import Effect, SendEnvelope
 from crowdsurf.protocol.envelope import Slot, seal, slot_of
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -66,7 +65,7 @@ def signed(host: Body, slot: Slot, payload: Payload) -> Envelope:
 def consistent(host: Body, header: Header) -> Header:
     """A header whose beacon and next roster follow from the rest of it."""
     head = host.node.chain.head
-    header = replace(header, beacon=next_beacon(head.beacon, header.nonces))
+    header = replace(header, beacon=beacon_after(head.beacon, header))
     roster = following_roster(head, header, host.node.manifest.missed_steps_max)
     return replace(header, next_roster=roster.digest)
 
@@ -101,7 +100,8 @@ class VoidsWork(LyingProposer):
     """Says that nobody aggregated the first part."""
 
     def falsify(self, host: Body, header: Header) -> Header:
-        return consistent(host, replace(header, parts=(b"", *header.parts[1:])))
+        void = replace(header, parts=(b"", *header.parts[1:]), projections=(b"", *header.projections[1:]))
+        return consistent(host, void)
 
 
 class ClaimsALock(Liar):
@@ -127,6 +127,7 @@ class ClaimsALock(Liar):
             left=(),
             next_roster=none,
             excused=bytes((size + 7) // 8),
+            projections=void,
         )
         claim = ViewChange(consistent(host, phantom), slot.view - 1)
         return (SendEnvelope(effect.to, signed(host, slot, claim)),)
@@ -234,7 +235,7 @@ class CertifiesAlone(LyingProposer):
     def say(self, host: Body, effect: SendEnvelope, payload: Payload) -> Iterable[Effect]:
         assert isinstance(payload, Header)
         void = tuple(b"" for _ in payload.parts)
-        false = consistent(host, replace(payload, parts=void))
+        false = consistent(host, replace(payload, parts=void, projections=void))
         votes = tuple((index, 0, bytes(64)) for index in range(len(payload.parts) // 2 + 1))
         return (effects.SendCertificates(effect.to, (Certificate(false, votes),)), effect)
 

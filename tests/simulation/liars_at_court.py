@@ -101,7 +101,7 @@ class CountsAVoidStep(LyingProposer):
 
     def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         head = host.node.chain.head
-        is_proposer = assignment.proposers(head.beacon, head.roster)[0] == head.roster.indexes.get(host.id)
+        is_proposer = assignment.proposers(head.beacon, head.roster, head.step)[0] == head.roster.indexes.get(host.id)
         if isinstance(effect, SendEnvelope) and effect.envelope.kind == Kind.REVEAL and is_proposer:
             return () if effect.envelope.sender == host.id else (effect,)
         return super().send(host, effect)

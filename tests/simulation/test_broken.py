@@ -30,6 +30,8 @@ FAST = (
     "says_everything_once",
     "forgets_who_wants_to_join",
     "spins",
+    "believes_lines",
+    "does_not_add_up_lines",
 )
 """Every checker at least once, and quickly."""
 

@@ -193,8 +193,8 @@ def test_bounded_queues_looks_into_the_court(running: Simulation, what: str) -> 
     checker.on_state(host, 0, A)
     assert checker.violations == []
 
-    def case(audit: object, verdicts: int = 0) -> Any:
-        return SimpleNamespace(accuser=host.id, audit=audit, verdicts=dict.fromkeys(range(verdicts)))
+    def case(question: object, verdicts: int = 0) -> Any:
+        return SimpleNamespace(accuser=host.id, question=question, verdicts=dict.fromkeys(range(verdicts)))
 
     if what == "cases":
         tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.EVIDENCE_MAX + 1)}

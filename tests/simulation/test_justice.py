@@ -21,13 +21,27 @@ BANNED_FOR: dict[str, Reason] = {
     "equivocate": Reason.EQUIVOCATION,
     "lazy_validator": Reason.WRONG_FINDING,
     "false_accusation": Reason.FALSE_ACCUSATION,
+    "wrong_aggregate": Reason.WRONG_AGGREGATE,
+    "wrong_projection": Reason.WRONG_PROJECTION,
+    "colluding_aggregate": Reason.WRONG_PROJECTION,
 }
 """Attacks that cost everybody who plays them its place for good."""
-NEVER_BANNED = {"none", "slow", "replay", "garbage", "withhold_part", "withhold_reveal"}
+NEVER_BANNED = {
+    *("none", "slow", "replay", "garbage"),
+    *("withhold_part", "withhold_reveal", "withhold_projection", "late_aggregate"),
+}
 """Nobody else can tell these from a bad network, or they harm nobody: they cost strikes and rests at most."""
 
 PEERS, BYZANTINE, START, STEPS = 9, 4, 3, 60
-FAST = {"sign_flip": (2, 34), "equivocate": (0, 8), "lazy_validator": (0, 32), "false_accusation": (0, 10)}
+FAST = {
+    "sign_flip": (2, 34),
+    "equivocate": (0, 8),
+    "lazy_validator": (0, 32),
+    "false_accusation": (0, 10),
+    "wrong_aggregate": (0, 6),
+    "wrong_projection": (0, 8),
+    "colluding_aggregate": (1, 30),
+}
 """A seed and a number of steps that are enough."""
 SWARM = {"n": 16, "b": 7, "audit_rate": 0.0625, "idle_validators": True}
 """The group whose bans are compared with theory: one validator a step, from the first ban to the last."""

@@ -25,6 +25,7 @@ from crowdsurf.peer.compute.parameters import ParameterReader, Value
 from crowdsurf.peer.compute.rules.gram import Array
 from crowdsurf.peer.compute.rules.rows import Row, RowSet
 from crowdsurf.protocol.errors import MisuseError
+from crowdsurf.protocol.projection import BLOCK_ELEMENTS as NORM_BLOCK_ELEMENTS
 
 BLOCK_ELEMENTS = 1 << 13
 """Coordinates a coordinate rule works on at a time: 16 rows of a block are 512 KiB, second-level cache."""
@@ -203,3 +204,12 @@ def is_finite(vector: torch.Tensor) -> bool:
     """Whether every element is finite, in one pass and without a temporary (minimum and maximum propagate NaN)."""
     low, high = torch.aminmax(vector)
     return math.isfinite(low) and math.isfinite(high)
+
+
+def norm_of(vector: torch.Tensor) -> float:
+    """Euclidean length of a float32 vector (k,), added up in float64; NaN if a number is not finite."""
+    square = 0.0
+    for start in range(0, len(vector), NORM_BLOCK_ELEMENTS):
+        block = vector[start : start + NORM_BLOCK_ELEMENTS].double()
+        square += float(block @ block)
+    return math.sqrt(square) if math.isfinite(square) else math.nan

@@ -14,12 +14,15 @@ import numpy
 import numpy.typing
 import torch
 
-from crowdsurf.peer.compute.rules.gram import Array, accurate_gram
+from crowdsurf.peer.compute.rules.gram import Array, accurate_gram, as_matrix
 
 Row = numpy.typing.NDArray[numpy.float32]
 
 SUM_BLOCK_ELEMENTS = 1 << 16
 """Columns of one float64 partial of a weighted sum (512 KiB, second-level cache)."""
+
+DIFFERENCE_BLOCK_ELEMENTS = 1 << 14
+"""Columns of a block of differences: those of 16 rows are 2 MiB."""
 
 
 class RowSet:
@@ -77,6 +80,24 @@ class RowSet:
             for row, weight in used:
                 block.add_(row[start:stop], alpha=weight)
             out[start:stop].copy_(block)
+
+    def differences(self, centre: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Every row minus `centre`, float32 (length,), some columns at a time: float64 (count, w). The next block uses
+        the same memory again."""
+        width = min(DIFFERENCE_BLOCK_ELEMENTS, self.length)
+        whole = as_matrix(self._rows)
+        wide = torch.empty((len(self._rows), width), dtype=torch.float64)
+        narrow = torch.empty((len(self._rows), width if whole is None else 0))
+        for start in range(0, self.length, width):
+            stop = min(start + width, self.length)
+            block = wide[:, : stop - start]
+            if whole is not None:
+                block.copy_(whole[:, start:stop])
+            else:
+                torch.stack([row[start:stop] for row in self._rows], out=narrow[:, : stop - start])
+                block.copy_(narrow[:, : stop - start])
+            mixed = block if self._mixing is None else torch.from_numpy(self._mixing) @ block
+            yield mixed.sub_(centre[start:stop].double())
 
     def blocks(self, elements: int) -> Iterator[tuple[int, int, list[Row]]]:
         """All coordinates, `elements` at a time: first, last + 1, and that stretch of every row, read only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import signal
@@ -27,10 +28,13 @@ from crowdsurf.peer.compute.errors import (
     WorkFailed,
     name_of,
 )
+from crowdsurf.peer.compute.rules.base import norm_of
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
+from crowdsurf.protocol.assignment import part_ranges, projection_seed
 from crowdsurf.protocol.errors import Code, MisuseError, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, TaskSection, WorkSection
+from crowdsurf.protocol.projection import PROJECTIONS, Clipping, Line, projection_problem, wrong_norm
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +72,7 @@ async def test_every_command_round_trips(make_manifest: MakeManifest, tmp_path: 
         assert torch.equal(floats(gradient), expected)
         assert (result.loss, result.samples) == (loss, samples)
         assert result.part_digests == tuple(blob_digest(gradient.view[4 * a : 4 * b]) for a, b in ranges)
+        assert result.norms == tuple(norm_of(expected[a:b]) for a, b in ranges)
         assert await client.digest_blob(gradient, 0, 40) == result.part_digests[0]
 
         await check_aggregation(client, pool)
@@ -80,7 +85,8 @@ async def test_every_command_round_trips(make_manifest: MakeManifest, tmp_path: 
         again = pool.take(4 * info.vector_elements)
         recomputed = await client.recompute(initial, SEED, ranges, again, FINDER)
         assert again.view == gradient.view
-        assert recomputed.part_digests == result.part_digests
+        assert (recomputed.part_digests, recomputed.norms) == (result.part_digests, result.norms)
+        assert recomputed.lines == ()
         assert recomputed.finding == digest("finding", FINDER + again.view.tobytes())
         assert await client.finding(gradient, gradient.nbytes, FINDER) == recomputed.finding
         assert await client.save_state(saved) == (info.state_bytes, state_digest)
@@ -127,6 +133,84 @@ async def check_aggregation(client: ComputeClient, pool: SegmentPool) -> None:
     rows.close()  # the worker drops its mapping with the next command
     with pytest.raises(MisuseError, match="closed"):
         await client.digest_blob(rows, 0, 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+async def test_an_aggregator_a_contributor_and_whoever_judges_them_find_the_same_lines(
+    make_manifest: MakeManifest, device: str
+) -> None:
+    beacon, radius = digest("test", b"beacon"), 0.05
+    client = ComputeClient()
+    try:
+        info = await client.start(make_manifest(), device)
+        ranges, state = part_ranges(info.vector_elements, 3), await client.load_initial()
+        gradient, averaged, inbox = (Segment(count * 4 * info.vector_elements) for count in (1, 1, 2))
+        work = await client.work(SEED, ranges, gradient)
+        names, said = [], []
+        for part, (start, stop) in enumerate(ranges):
+            size = 4 * (stop - start)
+            inbox.view[:size] = gradient.view[4 * start : 4 * stop]
+            floats(inbox)[stop - start : 2 * (stop - start)] = 0.25
+            place = (inbox, [0, size], stop - start, averaged, 4 * start)
+            names.append((await client.aggregate("centered_clip", {"tau": radius}, *place)).digest)
+            said.append(await client.project(*place, radius, projection_seed(beacon, part)))
+            assert projection_problem(said[part].lines, said[part].norm, Clipping(radius, 1e-6)) is None
+            assert said[part].norm == norm_of(floats(averaged)[start:stop])
+
+        wanted = [names[0], b"", names[2]]
+        checked = await client.check(7, wanted, ranges, radius, beacon, averaged, gradient)
+        assert checked.norms == (said[0].norm, 0.0, said[2].norm)
+        assert checked.lines == (said[0].lines[0], None, said[2].lines[0])
+        # Somebody without work in that step; it can be judged later all the same.
+        later = await client.check(8, [b"", names[1], b""], ranges, radius, beacon, averaged, None)
+        assert (later.lines, later.norms[1]) == ((), said[1].norm)
+
+        floats(averaged).zero_()  # the daemon uses its memory again
+        asked = (state, SEED, ranges, gradient, FINDER)
+        judged = await client.recompute(*asked, names, radius, beacon)
+        assert judged.norms == work.norms
+        assert judged.lines == tuple(one.lines[0] for one in said)
+        judged = await client.recompute(*asked, [names[2], names[1], b""], radius, beacon)
+        assert judged.lines == (None, said[1].lines[0], None)  # the last part is longer than the first
+        await client.load_initial()
+        assert (await client.recompute(*asked, names, radius, beacon)).lines == (None,) * 3
+    finally:
+        await client.close()
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_said_about_numbers_that_are_not_finite(make_manifest: MakeManifest) -> None:
+    """Whoever sends such an aggregate sends it to everybody."""
+    client, beacon = ComputeClient(), digest("test", b"beacon")
+    try:
+        info = await client.start(make_manifest(), "cpu")
+        ranges = part_ranges(info.vector_elements, 2)
+        gradient, averaged = Segment(4 * info.vector_elements), Segment(4 * info.vector_elements)
+        floats(gradient).fill_(1.0)
+        floats(averaged).fill_(1.0)
+        floats(averaged)[0] = float("inf")
+        names = [blob_digest(averaged.view[4 * start : 4 * stop]) for start, stop in ranges]
+        checked = await client.check(0, names, ranges, 1.0, beacon, averaged, gradient)
+        assert checked.lines[0] is None
+        assert checked.lines[1] == Line((0.0,) * PROJECTIONS, 0.0)
+        assert math.isnan(checked.norms[0])
+        assert wrong_norm(1.0, checked.norms[0])
+        with pytest.raises(WorkFailed, match="not finite"):
+            await client.project(gradient, [0], 10, averaged, 0, 1.0, beacon)
+        with pytest.raises(MisuseError, match="range"):
+            await client.check(0, names, [(0, 1 << 40)], 1.0, beacon, averaged, gradient)
+    finally:
+        await client.close()
 
 
 async def check_refusals(client: ComputeClient, pool: SegmentPool, tmp_path: Path, state_bytes: int) -> None:

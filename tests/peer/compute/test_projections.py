@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crowdsurf.peer.compute.projections import directions, project
-from crowdsurf.peer.compute.rules import parse_rule
-from crowdsurf.peer.compute.rules.base import aggregate_rows
-from crowdsurf.peer.compute.rules.centered_clip import clipped_centre
-from crowdsurf.peer.compute.rules.gram import gram_matrix
-from crowdsurf.peer.compute.rules.rows import RowSet
+from crowdsurf.peer.compute import projections
+from crowdsurf.peer.compute.projections import directions, lines_about
+from crowdsurf.peer.compute.rules import centered_clip, parse_rule
+from crowdsurf.peer.compute.rules import rows as row_sets
+from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
+from crowdsurf.peer.compute.rules.gram import GRAM_BLOCK_ELEMENTS, gram_matrix
+from crowdsurf.protocol.assignment import part_ranges, projection_seed
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.projection import (
     BLOCK_ELEMENTS,
@@ -25,6 +26,7 @@ from crowdsurf.protocol.projection import (
     Line,
     balance_problem,
     line_problem,
+    longest,
     tail,
     tolerance,
 )
@@ -42,6 +44,14 @@ VECTOR_FROM_A_MILLION = [-87, -171, -23, -3, -213, -151, -253, -17]
 
 def seed_of(number: int) -> bytes:
     return number.to_bytes(32, "little")
+
+
+def project(rows: Rows, aggregate: torch.Tensor, radius: float, seed: bytes) -> list[Line]:
+    """The lines of finite rows."""
+    lines = projections.project(rows, aggregate, radius, seed)
+    whole = [line for line in lines if line is not None]
+    assert len(whole) == len(rows)
+    return whole
 
 
 # Directions
@@ -126,12 +136,38 @@ def test_the_longest_and_shortest_rows_have_lines() -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+def test_there_is_no_line_about_numbers_that_are_not_finite(number: float) -> None:
     bad, good = torch.zeros(100), torch.zeros(100)
     bad[99] = number
-    for rows, aggregate in (([good, bad], good), ([good], bad), ([bad], bad)):
-        with pytest.raises(MisuseError, match="not finite"):
-            project(rows, aggregate, 1.0, seed_of(1))
+    nothing = Line((0.0,) * PROJECTIONS, 0.0)
+    assert projections.project([good, bad], good, 1.0, seed_of(1)) == [nothing, None]
+    assert projections.project([good, bad], bad, 1.0, seed_of(1)) == [None, None]
+    assert math.isnan(norm_of(bad))
+    assert lines_about(good, [good, bad, None], [(0, 100)] * 3, 1.0, seed_of(1)) == [nothing, None, None]
+    assert lines_about(bad, [good[:50], good[50:]], [(0, 50), (50, 100)], 1.0, seed_of(1)) == [nothing, None]
+
+
+def test_a_contributor_expects_just_what_its_aggregators_say() -> None:
+    """Each part on directions of its own."""
+    generator, ranges, beacon = torch.Generator().manual_seed(5), part_ranges(1000, 3), seed_of(8)
+    rows = list(torch.randn(4, 1000, generator=generator))
+    whole = torch.randn(1000, generator=generator)
+    expected = lines_about(rows[2], [whole[start:stop] for start, stop in ranges], ranges, 20.0, beacon)
+    for part, (start, stop) in enumerate(ranges):
+        parts = [row[start:stop] for row in rows]
+        said = project(parts, whole[start:stop], 20.0, projection_seed(beacon, part))[2]
+        own = expected[part]
+        assert own is not None
+        assert line_problem(said, own, 20.0, stop - start) is None
+        assert line_problem(project(parts, whole[start:stop], 20.0, beacon)[2], own, 20.0, stop - start)
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, BLOCK_ELEMENTS + 1])
+def test_norms_are_those_of_float64(length: int) -> None:
+    vector = torch.randn(length, generator=torch.Generator().manual_seed(length))
+    assert norm_of(vector) == pytest.approx(float(vector.double().norm()), rel=1e-14)
+    huge = torch.full((length,), 3e38)
+    assert norm_of(huge) == pytest.approx(float(huge[:1].double().sum()) * math.sqrt(length), rel=1e-12)
 
 
 def test_shapes_and_radii_that_do_not_fit_are_refused() -> None:
@@ -174,22 +210,16 @@ def typical_distance(rows: Rows) -> float:
 
 def problem_of(rows: Rows, aggregate: torch.Tensor, radius: float, seed: bytes) -> str | None:
     lines = project(rows, aggregate, radius, seed)
-    return balance_problem(lines, radius, float(aggregate.double().norm()), aggregate.numel())
+    return balance_problem(lines, radius, norm_of(aggregate), aggregate.numel())
 
 
-def centre(rows: Rows, radius: float) -> tuple[torch.Tensor, int]:
-    """CenteredClip from float64 inner products, and its number of iterations."""
-    weights, result = clipped_centre(gram_matrix(rows, torch.float64), radius, ITERATIONS_MAX, 1e-6)
-    aggregate = torch.empty_like(rows[0])
-    RowSet(rows).weighted_sum(weights, aggregate)
-    return aggregate, result.iterations
+def too_long(rows: Rows, aggregate: torch.Tensor, radius: float) -> bool:
+    norms = [norm_of(row) for row in rows]
+    return norm_of(aggregate) > longest(norms, norms, radius)
 
 
-def check_ordinary(cases: int, lengths: tuple[int, int], seed: int, in_float64: bool = False) -> int:
-    """Asserts that mean and CenteredClip never trip; returns how often CenteredClip did not converge.
-
-    `in_float64`: with inner products in float64. From float32 ones its residual may come out as nothing before it is,
-    where the rows of a short part nearly agree (one of 100,000 parts, of length one)."""
+def check_ordinary(cases: int, lengths: tuple[int, int], seed: int) -> int:
+    """Asserts that mean and CenteredClip never trip; returns how often CenteredClip did not converge."""
     generator = numpy.random.default_rng(seed)
     unfinished = 0
     for case in range(cases):
@@ -199,18 +229,17 @@ def check_ordinary(cases: int, lengths: tuple[int, int], seed: int, in_float64: 
         if generator.random() < 0.2:
             radius = math.inf
             aggregate_rows(parse_rule("mean", {}), rows, aggregate)
-        elif in_float64:
-            aggregate, iterations = centre(rows, radius)
         else:
             iterations = aggregate_rows(parse_rule("centered_clip", {"tau": radius}), rows, aggregate).iterations
         if iterations == ITERATIONS_MAX:
             unfinished += 1
             continue
         assert problem_of(rows, aggregate, radius, seed_of(case)) is None, (seed, case)
+        assert not too_long(rows, aggregate, radius), (seed, case)
     return unfinished
 
 
-@pytest.mark.parametrize("lengths", [(8, 30), (8, 3000)])
+@pytest.mark.parametrize("lengths", [(1, 30), (8, 3000)])
 def test_an_honest_aggregator_never_trips(lengths: tuple[int, int]) -> None:
     assert check_ordinary(500, lengths, seed=1) == 0
 
@@ -220,40 +249,101 @@ def test_an_honest_aggregator_never_trips_over_long_parts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("in_float64", [False, True])
-def test_an_honest_aggregator_never_trips_in_a_hundred_thousand_directions(in_float64: bool) -> None:
-    """Three directions for each of 17,000 parts; the products decide how short a part may be."""
-    lengths = (1, 30) if in_float64 else (8, 30)
-    assert check_ordinary(17_000, lengths, seed=1000, in_float64=in_float64) <= 17
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(1000, 1010))
+def test_an_honest_aggregator_never_trips_in_a_hundred_thousand_parts(seed: int) -> None:
+    """Short ones: what they are made of decides, and a short one has few numbers to be unlucky with."""
+    assert check_ordinary(10_000, (1, 30), seed) <= 10
 
 
-def crafted_rows(generator: numpy.random.Generator, count: int, length: int) -> tuple[Rows, float]:
-    """Rows of which one lies where the others' geometric median is and one is a constant, and a short tau: what makes
-    inner products least accurate. tau is at least 2^-12 of the norms, as `CLIP_ERROR` asks."""
+CRAFTS = ("equal numbers", "nearly equal", "huge", "far off", "tiny and large", "near the centre")
+
+
+def crafted_rows(generator: numpy.random.Generator, craft: str) -> tuple[Rows, float]:
+    """Rows that make inner products least accurate, and tau, long or short beside their distances."""
+    count, length = int(generator.integers(3, 13)), int(20_000 ** generator.random())
     matrix: Matrix = generator.standard_normal((count, length))
-    matrix += generator.standard_normal(length) * generator.uniform(0, 4) + generator.uniform(-1, 1)
-    matrix[0] = generator.uniform(0, 2)
+    if craft == "equal numbers":
+        matrix = generator.uniform(0.5, 2.0, (count, 1)) + 10.0 ** generator.uniform(-9, -1) * matrix
+    elif craft == "nearly equal":
+        matrix = matrix[:1] + 10.0 ** generator.uniform(-9, -2) * matrix
+    elif craft == "huge":
+        matrix[: (count - 1) // 2] *= 10.0 ** generator.uniform(0, 37)
+    elif craft == "far off":
+        matrix += 10.0 ** generator.uniform(0, 7)
+    elif craft == "tiny and large":
+        matrix *= 10.0 ** generator.uniform(-40, 37)
+    else:
+        return near_the_centre(generator, count)
+    rows = list(torch.from_numpy(matrix.clip(-3e38, 3e38).astype(numpy.float32)))
+    return rows, min(max(typical_distance(rows) * 10 ** generator.uniform(-6, 2), 1.1e-12), 0.9e12)
+
+
+def near_the_centre(generator: numpy.random.Generator, count: int) -> tuple[Rows, float]:
+    """Rows of nearly equal numbers, as long as float32 products are, of which the last lies where the others' geometric
+    median is, but for somewhat more than a tenth of its norm: near enough for float32 to be wrong about its distance,
+    not near enough for float64 to be used."""
+    length = GRAM_BLOCK_ELEMENTS
+    matrix: Matrix = generator.standard_normal((count, length)) * generator.uniform(0.05, 0.5)
+    matrix += generator.uniform(0.5, 2.0)
     others = matrix[:-1]
     middle = numpy.median(others, axis=0)
-    for _ in range(100):
+    for _ in range(60):
         weights = 1 / numpy.maximum(numpy.linalg.norm(others - middle, axis=1), 1e-9)
         middle = (weights[:, None] * others).sum(axis=0) / weights.sum()
-    norm = numpy.linalg.norm(matrix, axis=1).max()
-    radius = float(norm * 2 ** generator.uniform(-12, -1))
+    norm = float(numpy.linalg.norm(middle))
     away = generator.standard_normal(length)
-    matrix[-1] = middle + away / numpy.linalg.norm(away) * radius * 10 ** generator.uniform(-1, 1.5)
-    return list(torch.from_numpy(matrix.astype(numpy.float32))), radius
+    matrix[-1] = middle + away / numpy.linalg.norm(away) * norm * generator.uniform(0.09, 0.2)
+    return list(torch.from_numpy(matrix.astype(numpy.float32))), float(norm * 2 ** generator.uniform(-7, -2))
 
 
-def test_no_crafted_row_makes_an_honest_aggregator_trip_that_uses_float64_products() -> None:
-    generator = numpy.random.default_rng(4)
-    for case in range(400):
-        count, length = int(generator.integers(3, 12)), int(20_000 ** generator.uniform(0.1, 1.0))
-        rows, radius = crafted_rows(generator, count, length)
-        aggregate, iterations = centre(rows, radius)
-        assert iterations < ITERATIONS_MAX
-        assert problem_of(rows, aggregate, radius, seed_of(case)) is None, case
+def check_crafted(cases: int, craft: str, seed: int) -> None:
+    """Asserts that CenteredClip never trips if it has converged."""
+    generator = numpy.random.default_rng(seed)
+    for case in range(cases):
+        rows, radius = crafted_rows(generator, craft)
+        aggregate = torch.empty_like(rows[0])
+        iterations = aggregate_rows(parse_rule("centered_clip", {"tau": radius}), rows, aggregate).iterations
+        if iterations < ITERATIONS_MAX:
+            assert problem_of(rows, aggregate, radius, seed_of(case)) is None, (craft, seed, case)
+
+
+@pytest.mark.parametrize("craft", CRAFTS)
+def test_no_crafted_row_makes_an_honest_aggregator_trip(craft: str) -> None:
+    check_crafted(40, craft, seed=4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("craft", CRAFTS)
+def test_no_crafted_row_in_thousands_makes_an_honest_aggregator_trip(craft: str) -> None:
+    check_crafted(2000, craft, seed=5)
+
+
+@pytest.mark.parametrize("name", ["centered_clip", "bucketing+centered_clip"])
+@pytest.mark.parametrize("attempts", [1, centered_clip.ATTEMPTS])
+def test_wrong_inner_products_are_noticed_and_made_good(
+    monkeypatch: pytest.MonkeyPatch, name: str, attempts: int
+) -> None:
+    """Whatever they come from. The result of a rule behind a pre-step is compared with that of right ones."""
+
+    def wrong_gram(rows: Rows) -> Matrix:
+        noise = numpy.random.default_rng(len(rows)).standard_normal((len(rows), len(rows)))
+        return gram_matrix(rows, torch.float64) * (1 + 2.0**-10 * (noise + noise.T))
+
+    generator = numpy.random.default_rng(6)
+    matrix: Matrix = generator.standard_normal((8, 5000)) + 2.0
+    rows, radius = list(torch.from_numpy(matrix.astype(numpy.float32))), 20.0
+    right, aggregate = torch.empty(5000), torch.empty(5000)
+    rule = parse_rule(name, {"tau": radius})
+    aggregate_rows(rule, rows, right)
+    monkeypatch.setattr(row_sets, "accurate_gram", wrong_gram)
+    monkeypatch.setattr(centered_clip, "ATTEMPTS", attempts)
+    aggregate_rows(rule, rows, aggregate)
+    is_right = float((aggregate - right).norm()) < 1e-4 * radius
+    assert is_right == (attempts > 1)
+    if name == "centered_clip":
+        assert (problem_of(rows, aggregate, radius, seed_of(1)) is None) == (attempts > 1)
 
 
 # Displaced aggregates

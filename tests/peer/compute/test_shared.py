@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,13 @@ from crowdsurf.peer.compute.attacks import ATTACKS, DEFAULT_STRENGTH
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import WorkFailed
 from crowdsurf.peer.compute.rules import parse_rule
-from crowdsurf.peer.compute.rules.base import aggregate_rows
+from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
 from crowdsurf.peer.compute.shared import Recent, SharedCompute
 from crowdsurf.protocol import assignment
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, OptimizerSection, RuleSection, TaskSection, WorkSection
+from crowdsurf.protocol.projection import clipping_of, projection_problem
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Compute, Forgery
 from tests.peer.compute.plain_swarm import PlainSwarm
 
@@ -272,3 +274,41 @@ def test_training_that_diverged_is_said_so(make_manifest: MakeManifest) -> None:
     swarm = PlainSwarm(SharedCompute(manifest), members=2)
     with pytest.raises(WorkFailed, match="not finite"):
         swarm.run(10)
+
+
+@pytest.mark.parametrize("rule", [RuleSection(name="mean"), RuleSection(parameters={"tau": 0.05})])
+def test_an_honest_aggregate_is_balanced_and_a_distorted_one_is_not(
+    make_manifest: MakeManifest, rule: RuleSection
+) -> None:
+    manifest = make_manifest(rule=rule, work=WorkSection(micro_batch_samples=4))
+    compute, clipping = SharedCompute(manifest), clipping_of(manifest)
+    assert clipping is not None
+    works = [compute.work(compute.initial_state(), seed_of(number), 2) for number in range(4)]
+    assert works[0].norms == tuple(norm_of(vector(compute, name)) for name in works[0].parts)
+    rows = tuple(work.parts[1] for work in works)
+    found = compute.aggregate(tuple(enumerate(rows)), SALT, 1)
+    assert found is not None
+    seed = assignment.projection_seed(digest("test", b"beacon"), 1)
+    norm, lines = compute.project(rows, found[0], seed)
+    assert norm == norm_of(vector(compute, found[0]))
+    assert projection_problem(lines, norm, clipping) is None
+    assert compute.project(rows[2:3], found[0], seed) == (norm, lines[2:3])
+    wrong = compute.distort(found[0], 0.1, SALT)
+    norm, lines = compute.project(rows, wrong, seed)
+    assert projection_problem(lines, norm, clipping) is not None
+
+
+def test_there_are_no_lines_about_numbers_that_are_not_finite(manifest: Manifest) -> None:
+    compute = SharedCompute(manifest)
+    good = compute.work(compute.initial_state(), seed_of(0), 2).parts[0]
+    bad = compute.forge(forgery_of(compute, "nan")).parts
+    assert all(math.isnan(norm) for norm in compute.forge(forgery_of(compute, "nan")).norms)
+    broken = compute.work(compute.initial_state(), seed_of(0), 4).parts[0]
+    norm, lines = compute.project((bad[0],), broken, SALT)
+    assert math.isfinite(norm)
+    assert lines == ()
+    norm, lines = compute.project((broken,), bad[0], SALT)
+    assert math.isnan(norm)
+    assert lines == ()
+    with pytest.raises(MisuseError, match="forgotten"):
+        compute.project((good,), digest("test", b"?"), SALT)

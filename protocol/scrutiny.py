@@ -1,0 +1,124 @@
+"""What one member makes of the aggregates of a step, once all nonces are open and the beacon is known.
+
+The idea: an aggregator publishes lines about everybody whose part went in (`projection.py`). Whether they add up
+anybody can see; whether they are so, about the aggregate and about oneself, each member works out for itself. An
+aggregate counts for a member only if it finds nothing wrong with it; what is wrong it says at once. SPEC §5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from crowdsurf.protocol.effects import CheckAggregates, Effect, ProjectPart
+from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.events import AggregatesChecked, PartProjected
+from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.messages import Aggregate, Commit, Projection, indexes_of
+from crowdsurf.protocol.projection import Clipping, Line, longest, projection_problem, wrong_line, wrong_norm
+
+
+def lines_of(projection: Projection) -> list[Line]:
+    """The lines of a message, by rising index of the members that went in."""
+    return [Line(numbers[:-1], numbers[-1]) for numbers in projection.lines]
+
+
+def line_about(projection: Projection, member: int) -> Line | None:
+    """The line about one member; None if it did not go in, or there is none for it."""
+    indexes = indexes_of(projection.included)
+    if member not in indexes or len(indexes) != len(projection.lines):
+        return None
+    return lines_of(projection)[indexes.index(member)]
+
+
+def fits(aggregate: Aggregate, projection: Projection) -> bool:
+    """Whether a projection is about this aggregate, and about everybody that went in."""
+    about = (projection.cut, projection.part, projection.aggregate, projection.included)
+    return about == (aggregate.cut, aggregate.part, aggregate.digest, aggregate.included)
+
+
+def is_too_long(
+    aggregate: Aggregate, projection: Projection, commits: Mapping[int, Commit], clipping: Clipping
+) -> bool:
+    """Whether an aggregate is longer than the rule's result can be, given the lengths that were committed to."""
+    norms = {index: commit.norms[aggregate.part] for index, commit in commits.items() if commit.norms}
+    included = [norms[index] for index in indexes_of(aggregate.included) if index in norms]
+    return not projection.norm <= longest(list(norms.values()), included, clipping.radius)
+
+
+class Known(NamedTuple):
+    """What a member has worked out about an aggregate."""
+
+    norm: float
+    line: Line | None
+    """About its own part; None if it contributed none."""
+
+
+class Scrutiny:
+    """One member's own numbers about the aggregates of one step."""
+
+    def __init__(self, clipping: Clipping, me: int) -> None:
+        """`me` is this member's index."""
+        self.clipping = clipping
+        self.me = me
+        self._known: dict[bytes, Known] = {}
+        self._asked: set[bytes] = set()
+
+    # --- what has to be worked out -----------------------------------------------------------------------
+
+    def to_check(self, step: int, aggregates: Sequence[bytes], beacon: Digest) -> list[Effect]:
+        """Look at aggregates (by part, empty for one not held) that were not looked at yet."""
+        fresh = tuple(b"" if name in self._asked else name for name in aggregates)
+        if not any(fresh):
+            return []
+        self._asked.update(fresh)
+        return [CheckAggregates(step, fresh, beacon)]
+
+    def to_project(self, step: int, own: Aggregate, commits: Mapping[int, Commit], beacon: Digest) -> list[Effect]:
+        """Work out the lines of an aggregate of this member's own."""
+        rows = [(index, Digest(commits[index].parts[own.part])) for index in indexes_of(own.included)]
+        return [ProjectPart(step, Digest(own.cut), own.part, Digest(own.digest), tuple(rows), beacon)]
+
+    def on_checked(self, event: AggregatesChecked) -> None:
+        """Take an answer."""
+        for part, name in enumerate(event.aggregates):
+            if name in self._asked and part < len(event.norms):
+                line = event.lines[part] if part < len(event.lines) else None
+                self._known[name] = Known(event.norms[part], line)
+
+    def publishable(self, event: PartProjected, included: bytes) -> Projection | None:
+        """The message for an aggregate of this member's own, made of these inputs; None if the rule did not get near
+        enough to its fixed point: honest lines that do not add up would convict it."""
+        if projection_problem(event.lines, event.norm, self.clipping) is not None:
+            return None
+        lines = tuple((*line.projections, line.norm) for line in event.lines)
+        return Projection(event.cut, event.part, event.aggregate, included, event.norm, lines)
+
+    # --- what it makes of them ---------------------------------------------------------------------------
+
+    def is_known(self, aggregate: bytes) -> bool:
+        """Whether this member has its own numbers about an aggregate."""
+        return aggregate in self._known
+
+    def is_unproven(self, said: Opened, aggregate: Aggregate, commits: Mapping[int, Commit]) -> bool:
+        """Whether a projection leaves an aggregate without value, whoever looks at it: it does not belong to it, its
+        lines do not add up, or it is too long."""
+        projection = said.payload
+        if not isinstance(projection, Projection) or not fits(aggregate, projection):
+            return True
+        unbalanced = projection_problem(lines_of(projection), projection.norm, self.clipping) is not None
+        return unbalanced or is_too_long(aggregate, projection, commits, self.clipping)
+
+    def is_false(self, said: Opened) -> bool:
+        """Whether a projection is not so, as far as this member has worked it out."""
+        projection = said.payload
+        known = self._known.get(projection.aggregate) if isinstance(projection, Projection) else None
+        if known is None or not isinstance(projection, Projection):
+            return False
+        return wrong_norm(projection.norm, known.norm) or self.contradicts(projection)
+
+    def contradicts(self, projection: Projection) -> bool:
+        """Whether the line about this member is wrong: that can be proven, because its work can be done again."""
+        known, claimed = self._known.get(projection.aggregate), line_about(projection, self.me)
+        own = known.line if known is not None else None
+        return own is not None and claimed is not None and wrong_line(claimed, own, self.clipping)

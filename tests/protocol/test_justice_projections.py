@@ -1,0 +1,184 @@
+"""Whole nodes whose aggregates are checked: who lies about an aggregate is found, and nobody honest is ever banned.
+
+The idea: the cheats are in `court.py`. Here a lie is any line that is not `RIGHT`, whether or not the lines add up.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol import effects, events
+from crowdsurf.protocol.cases import proof_holds
+from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import run_id_of
+from crowdsurf.protocol.messages import Accusation, Kind, Reason, Reveal
+from crowdsurf.protocol.projection import clipping_of
+from tests.protocol.court import (
+    EVEN,
+    ODD,
+    aggregate_late,
+    assert_just,
+    counting_parts,
+    misproject,
+    opened,
+    others_of,
+    proposer_of,
+    publish_imbalance,
+    see_nothing,
+    see_wrong_lines,
+    watchful_swarm,
+    working_swarm,
+)
+from tests.protocol.swarm import FakePeer, Swarm, verify_mac
+
+STEP = 4
+
+
+def banned_in(watcher: FakePeer) -> list[int]:
+    """Steps whose headers ban somebody."""
+    return [story.step for story in watcher.stories if story.banned]
+
+
+def void_parts(watcher: FakePeer) -> list[int]:
+    return [story.void_parts for story in watcher.stories]
+
+
+def workers(swarm: Swarm) -> list[FakePeer]:
+    """Peers that work in the step that is under way and do not validate."""
+    head = swarm.list[0].node.chain.head
+    return [peer for peer in swarm.list if head.roster.indexes[peer.id] not in head.validators]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_that_do_not_add_up_ban_in_the_very_step_and_void_their_part(seed: int) -> None:
+    swarm = watchful_swarm(5, seed, steps=10)
+    liar, watcher = swarm.list[seed], swarm.list[4]
+    publish_imbalance(liar, range(STEP, 10))
+    swarm.start()
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, liar, reason=Reason.WRONG_AGGREGATE)
+    assert banned_in(watcher) == [STEP]
+    assert counting_parts(watcher, liar, STEP) == [False]
+    assert void_parts(watcher) == [0] * STEP + [1] + [0] * 5
+    for peer in others_of(swarm, liar):
+        (evidence,) = peer.evidence
+        accusation = opened(evidence.accusation).payload
+        assert isinstance(accusation, Accusation)
+        assert proof_holds(accusation, run_id_of(swarm.manifest), verify_mac, clipping_of(swarm.manifest))
+        assert (evidence.verdicts, evidence.exhibits) == ((), ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lie_about_an_honest_contributor_voids_at_once_and_bans_soon(seed: int) -> None:
+    swarm = watchful_swarm(5, seed, steps=16)
+    liar, victim, other, watcher, _ = swarm.list
+    lied_in = misproject(liar, {victim.id: ODD, other.id: EVEN}, range(STEP, 16))
+    swarm.start()
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, liar, reason=Reason.WRONG_PROJECTION)
+    (ban,) = banned_in(watcher)
+    assert lied_in[0] < ban <= lied_in[0] + 3
+    for step in lied_in:
+        if step <= ban:
+            assert counting_parts(watcher, liar, step) == [False]
+    assert sum(void_parts(watcher)) == len([step for step in lied_in if step <= ban])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_lie_about_a_silent_friend_is_found_by_an_audit(seed: int) -> None:
+    """Until then the aggregate counts: nobody else can see that it is not so."""
+    swarm = watchful_swarm(5, seed, steps=60)
+    liar, friend, watcher = swarm.list[:3]
+    see_nothing(liar)
+    see_nothing(friend)
+    lied_in = misproject(liar, {liar.id: ODD, friend.id: EVEN}, range(STEP, 60))
+    swarm.start()
+    assert swarm.run_to_end(6000)
+    assert_just(swarm, liar, reason=Reason.WRONG_PROJECTION)
+    assert counting_parts(watcher, liar, lied_in[0]) == [True]
+    assert sum(void_parts(watcher)) == 0
+
+
+@pytest.mark.parametrize("victim_index", [2, 3])
+def test_a_false_objection_voids_the_part_and_bans_its_author(victim_index: int) -> None:
+    swarm = working_swarm(5, STEP, steps=12)
+    liar = workers(swarm)[0]
+    victim = next(peer for peer in swarm.list[victim_index:] if peer is not liar)
+    watcher = next(peer for peer in swarm.list if peer not in (liar, victim))
+    see_wrong_lines(liar, {victim.id}, range(STEP, STEP + 1))
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, liar, reason=Reason.FALSE_ACCUSATION)
+    assert counting_parts(watcher, victim, STEP) == [False]
+    assert void_parts(watcher) == [0] * STEP + [1] + [0] * 7
+    (ban,) = banned_in(watcher)
+    assert STEP < ban <= STEP + 3
+
+
+def test_an_aggregate_signed_after_the_nonces_were_open_counts_for_nothing() -> None:
+    """Its author could have made it suit the directions. It was late, and nothing can be held against it."""
+    swarm = working_swarm(5, STEP, steps=8)
+    late, watcher = swarm.list[1], swarm.list[2]
+    aggregate_late(swarm, late, STEP)
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
+    assert counting_parts(watcher, late, STEP) == [False]
+    assert void_parts(watcher) == [0] * STEP + [1] + [0] * 3
+    assert not any(story.is_void for story in watcher.stories)
+
+
+def test_an_aggregator_that_publishes_nothing_has_a_void_part_and_a_strike() -> None:
+    swarm = working_swarm(5, STEP, steps=8)
+    silent, watcher = swarm.list[1], swarm.list[2]
+    send = swarm.deliver
+    swarm.deliver = lambda sender, to, event: (  # type: ignore[method-assign]
+        None
+        if sender is silent and getattr(getattr(event, "envelope", None), "kind", 0) == Kind.PROJECTION
+        else send(sender, to, event)
+    )
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
+    assert counting_parts(watcher, silent, STEP) == [False]
+    strikes = {member.peer: member.strikes for member in watcher.node.chain.head.roster.members}
+    assert strikes.get(silent.id, 4) > 0
+    assert not any(count for peer, count in strikes.items() if peer != silent.id)
+
+
+def test_reveals_that_name_other_aggregates_to_others_cost_views_and_nothing_else() -> None:
+    """An aggregate that one honest member alone has heard of counts for those whom its author tells that it names it
+    too. The others refuse the header, and in a later view all agree on one without the part."""
+    swarm = working_swarm(4, STEP, steps=10)
+    liar = next(peer for peer in swarm.list if peer is not proposer_of(swarm))
+    friend, _, doubter = others_of(swarm, liar)
+    send = swarm.deliver
+
+    def deliver(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+        if said is None or said.step != STEP or liar.id not in (said.sender, to):
+            send(sender, to, event)
+        elif to == liar.id:
+            if said.kind != Kind.VOTE:  # else its certificate would settle it
+                send(sender, to, event)
+        elif (said.kind == Kind.AGGREGATE and to != friend.id) or said.kind in (Kind.VOTE, Kind.VIEW_CHANGE):
+            return
+        elif said.kind == Kind.REVEAL and to == doubter.id:
+            reveal = opened(said).payload
+            assert isinstance(reveal, Reveal)
+            other = msgspec.structs.replace(reveal, aggregates=(b"",) * len(reveal.aggregates))
+            slot = Slot(STEP, 0, Kind.REVEAL, b"")
+            send(sender, to, events.EnvelopeReceived(liar.id, seal(liar.signer, said.run_id, slot, other).envelope))
+        else:
+            send(sender, to, event)
+
+    swarm.deliver = deliver  # type: ignore[method-assign]
+    honest = others_of(swarm, liar)
+    assert swarm.run(lambda: all(peer.node.chain.head.step > STEP + 1 for peer in honest), 400.0)
+    assert swarm.violations == []
+    assert story_of(friend).view > 0
+    assert counting_parts(friend, liar, STEP) == [False]
+    assert not any(ban.peer in {peer.id for peer in honest} for one in friend.stories for ban in one.banned)
+
+
+def story_of(watcher: FakePeer) -> effects.StepCertified:
+    return next(story for story in watcher.stories if story.step == STEP)

@@ -1,0 +1,281 @@
+"""Which aggregates count where they are checked: every way in which one does not, for a proposer and for a voter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol.cases import objection_to, subject_of
+from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.errors import Code
+from crowdsurf.protocol.events import AggregatesChecked
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Aggregate, Header, Kind, Projection, Reveal
+from crowdsurf.protocol.outcome import (
+    Missing,
+    build_header,
+    counts,
+    enough_reveals,
+    examine,
+    heard_aggregates,
+    opened_beacon,
+    overlooked,
+)
+from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.scrutiny import Scrutiny
+from crowdsurf.protocol.transcript import Transcript
+from tests.protocol.builders import CompleteStep, refused
+from tests.protocol.swarm import RIGHT, name
+
+STEP = CompleteStep(4, audit=AuditSection(rate=0.25))
+NAMES = tuple(name("aggregate", part) for part in range(4))
+AGGREGATOR = STEP.peers[STEP.aggregator(0)]
+OBJECTOR = (STEP.aggregator(0) + 1) % 4
+ALL = (True, True, True, True)
+FIRST_VOID = (False, True, True, True)
+
+
+def said(kind: Kind, part: int | None = None) -> list[Opened]:
+    """Messages of a kind, of one part if that is given."""
+    found = STEP.transcript.of_kind(kind)
+    return [one for one in found if part is None or one.envelope.subject == STEP.subject(part)]
+
+
+SHOWN = said(Kind.PROJECTION, 0)[0]
+
+
+def heard(*more: Opened, without: list[Opened] | None = None) -> Transcript:
+    """Everything that was said but for these messages, then some more."""
+    transcript = Transcript()
+    for peer in STEP.peers:
+        for opened in STEP.transcript.own(peer):
+            if opened not in (without or []):
+                transcript.add(opened)
+    for opened in more:
+        transcript.add(opened)
+    return transcript
+
+
+def shown(**changes: Any) -> Opened:
+    """Another projection of part 0."""
+    return STEP.say(STEP.aggregator(0), Kind.PROJECTION, STEP.projection(0, **changes), 0, STEP.subject(0))
+
+
+def looked_at(own: Line | None = None, norm: float = 1.0) -> Scrutiny:
+    scrutiny = STEP.look_at(NAMES, norm=norm) if own is None else STEP.look_at(NAMES, own, norm)
+    assert scrutiny is not None
+    return scrutiny
+
+
+def built(transcript: Transcript, scrutiny: Scrutiny, blobs: set[bytes] | None = None) -> Header:
+    return build_header(
+        STEP.facts, transcript, STEP.blobs if blobs is None else blobs, STEP.cut_name, STEP.cut, scrutiny=scrutiny
+    )
+
+
+def judge(transcript: Transcript, header: Header = STEP.header, scrutiny: Scrutiny | None = None) -> Missing:
+    return examine(STEP.facts, transcript, STEP.blobs, header, scrutiny=scrutiny or looked_at())
+
+
+def void_first() -> Header:
+    """The header without part 0, as somebody builds it that lacks the projection."""
+    return built(heard(without=[SHOWN]), looked_at())
+
+
+def assert_does_not_count(transcript: Transcript, scrutiny: Scrutiny | None = None) -> None:
+    """A proposer leaves part 0 void, and a voter does not miss it."""
+    mine = scrutiny or looked_at()
+    assert counts(STEP.facts, transcript, STEP.blobs, STEP.cut_name, STEP.cut, 0, mine) == (b"", b"")
+    header = built(transcript, mine)
+    assert tuple(map(bool, header.parts)) == tuple(map(bool, header.projections)) == FIRST_VOID
+    assert judge(transcript, header, mine).nothing
+    assert overlooked(STEP.facts, transcript, STEP.blobs, header, mine) == []
+
+
+def test_every_part_of_an_undisturbed_step_counts_with_what_vouches_for_it() -> None:
+    assert tuple(map(bool, STEP.header.parts)) == ALL
+    assert STEP.header.projections == tuple(said(Kind.PROJECTION, part)[0].digest for part in range(4))
+    assert judge(STEP.transcript).nothing
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, STEP.header, looked_at()) == []
+
+
+def test_a_part_without_projection_does_not_count() -> None:
+    transcript = heard(without=[SHOWN])
+    assert_does_not_count(transcript)
+    assert judge(transcript) == Missing((SHOWN.digest,), ())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lines": ((0.5, 0.0, 0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 3)},
+        {"norm": 1.4},
+        {"aggregate": name("another")},
+        {"included": b"\7", "lines": ((0.0, 0.0, 0.0, 1.0),) * 3},
+    ],
+    ids=["unbalanced", "too long", "another aggregate", "others included"],
+)
+def test_a_part_whose_projection_proves_nothing_does_not_count(changes: dict[str, Any]) -> None:
+    bad = shown(**changes)
+    transcript, scrutiny = heard(bad, without=[SHOWN]), looked_at()
+    lengths = (changes.get("norm", 1.0), 1.0, 1.0, 1.0)  # what it says of its length is so
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, (RIGHT,) * 4, lengths))
+    assert_does_not_count(transcript, scrutiny)
+    header = msgspec.structs.replace(STEP.header, projections=(bad.digest, *STEP.header.projections[1:]))
+    why = refused(lambda: judge(transcript, header, scrutiny), Code.BAD_OUTCOME)
+    assert "nothing vouches for the aggregate of part 0" in why
+
+
+def test_a_projection_of_somebody_else_vouches_for_nothing() -> None:
+    stranger = STEP.say(OBJECTOR, Kind.PROJECTION, SHOWN.payload, 0, STEP.subject(0))
+    assert stranger.digest == SHOWN.digest
+    transcript = heard(stranger, without=[SHOWN])
+    assert_does_not_count(transcript)
+    refused(lambda: judge(transcript), Code.BAD_OUTCOME)
+
+
+def test_an_objection_voids_what_it_is_about() -> None:
+    """Whether it is right is found out later."""
+    accusation = objection_to(SHOWN, OBJECTOR)
+    objection = STEP.say(OBJECTOR, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
+    transcript = heard(objection)
+    assert_does_not_count(transcript)
+    refused(lambda: judge(transcript), Code.LOCKED)
+
+
+def test_an_objection_of_somebody_outside_the_cut_voids_nothing() -> None:
+    step = CompleteStep(4, contributors=[0, 1, 2], audit=AuditSection(rate=0.25))
+    projection = next(iter(step.transcript.of_kind(Kind.PROJECTION)))
+    accusation = objection_to(projection, 3)
+    step.transcript.add(step.say(3, Kind.ACCUSATION, accusation, 0, subject_of(accusation)))
+    header = build_header(*step.held(), step.cut_name, step.cut, scrutiny=step.scrutiny)
+    assert tuple(map(bool, header.parts)) == ALL
+
+
+@pytest.mark.parametrize(
+    "scrutiny",
+    [looked_at(own=Line((0.1, 0.0, 0.0), 1.0)), looked_at(own=Line((0.0, 0.0, 0.0), 1.1)), looked_at(norm=0.9)],
+    ids=["my line", "my distance", "the length of the aggregate"],
+)
+def test_what_a_member_knows_to_be_false_does_not_count_for_it(scrutiny: Scrutiny) -> None:
+    assert not any(built(STEP.transcript, scrutiny).parts)  # it is so of every part here
+    why = refused(lambda: judge(STEP.transcript, scrutiny=scrutiny), Code.LOCKED)
+    assert "is not so" in why
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, void_first(), scrutiny) == []
+
+
+# --- the reveals fix the aggregates --------------------------------------------------------------------------
+
+
+def naming(members: set[int], other: bytes = b"") -> list[Opened]:
+    """Reveals of which those of these members alone name the aggregate of part 0, the others another one or none."""
+    return [
+        STEP.say(
+            index,
+            Kind.REVEAL,
+            Reveal(STEP.cut_name, name("nonce", index), (NAMES[0] if index in members else other, *NAMES[1:])),
+        )
+        for index in range(4)
+    ]
+
+
+def test_an_aggregate_counts_only_if_somebody_honest_had_heard_of_it() -> None:
+    assert enough_reveals(STEP.facts) == 2
+    few, enough = (heard(*naming(members), without=said(Kind.REVEAL)) for members in ({1}, {1, 3}))
+    assert_does_not_count(few)
+    refused(lambda: judge(few), Code.BAD_OUTCOME)
+    assert built(enough, looked_at()).parts == STEP.header.parts
+    assert judge(enough).nothing
+
+
+def test_two_aggregates_that_enough_name_count_both_for_nothing() -> None:
+    assert_does_not_count(heard(*naming({0, 1}, name("the other one")), without=said(Kind.REVEAL)))
+
+
+def test_reveals_that_are_lacking_are_asked_for_with_the_cut() -> None:
+    transcript = heard(without=said(Kind.REVEAL))
+    assert judge(transcript).messages == (STEP.cut_name,)
+    asked_for = STEP.transcript.find(STEP.cut_name)
+    assert set(said(Kind.REVEAL)) <= set(asked_for)
+
+
+def test_of_two_aggregates_that_were_signed_the_one_that_the_reveals_name_is_used() -> None:
+    """Whichever was heard first: the other one is proof against its author, and nothing else."""
+    first = said(Kind.AGGREGATE, 0)[0]
+    other = STEP.say(
+        STEP.aggregator(0),
+        Kind.AGGREGATE,
+        Aggregate(STEP.cut_name, 0, name("the other one"), STEP.projection(0).included),
+        0,
+        STEP.subject(0),
+    )
+    transcript = heard(other, without=[first])
+    assert judge(transcript).messages == (NAMES[0],)
+    assert_does_not_count(transcript)
+    transcript.add_conflicting(first)
+    assert heard_aggregates(STEP.facts, transcript, STEP.cut_name)[0] == name("the other one")
+    assert built(transcript, looked_at()).parts[0] == NAMES[0]
+    assert judge(transcript).nothing
+
+
+def test_the_beacon_is_open_when_all_nonces_are() -> None:
+    assert opened_beacon(STEP.facts, STEP.transcript, STEP.cut) == STEP.header.beacon
+    assert opened_beacon(STEP.facts, heard(without=said(Kind.REVEAL)[:1]), STEP.cut) is None
+
+
+# --- what is lacking -----------------------------------------------------------------------------------------
+
+
+def test_an_aggregate_message_that_is_lacking_is_asked_for() -> None:
+    transcript = heard(without=said(Kind.AGGREGATE, 0))
+    assert_does_not_count(transcript)
+    assert judge(transcript) == Missing((NAMES[0],), ())
+
+
+def test_bytes_that_are_lacking_are_fetched() -> None:
+    blobs = STEP.blobs - {NAMES[0]}
+    assert tuple(map(bool, built(STEP.transcript, looked_at(), blobs).parts)) == FIRST_VOID
+    missing = examine(STEP.facts, STEP.transcript, blobs, STEP.header, scrutiny=looked_at())
+    assert missing == Missing((), ((0, NAMES[0]),))
+
+
+def test_an_aggregate_that_was_not_looked_at_is() -> None:
+    assert STEP.facts.clipping is not None
+    blank = Scrutiny(STEP.facts.clipping, 0)
+    assert not any(built(STEP.transcript, blank).parts)
+    missing = judge(STEP.transcript, scrutiny=blank)
+    assert missing == Missing((), (), tuple(enumerate(NAMES)))
+    assert not missing.nothing
+
+
+# --- overlooked work -----------------------------------------------------------------------------------------
+
+
+def test_a_part_that_counts_for_a_voter_must_not_be_left_out() -> None:
+    header = void_first()
+    assert overlooked(STEP.facts, STEP.transcript, STEP.blobs, header, looked_at()) == [(AGGREGATOR, "aggregate")]
+
+
+def test_a_header_names_a_projection_for_every_part_that_counts_and_for_no_other() -> None:
+    for projections in ((), STEP.header.projections[:3], (b"", *STEP.header.projections[1:])):
+        header = msgspec.structs.replace(STEP.header, projections=projections)
+        assert "the projections" in refused(lambda header=header: judge(STEP.transcript, header), Code.BAD_OUTCOME)  # type: ignore[misc]
+    plain = CompleteStep(4)
+    assert plain.header.projections == ()
+    header = msgspec.structs.replace(plain.header, projections=STEP.header.projections)
+    why = refused(lambda: examine(*plain.held(), header), Code.BAD_OUTCOME)
+    assert "the projections" in why
+
+
+def test_what_a_header_follows_from_holds_reveals_and_projections() -> None:
+    """Kept with a vote, so that restarted voters can show why the header is right."""
+    duties = STEP.facts.duties(STEP.cut)
+    grounds = STEP.transcript.grounds(STEP.header, duties)
+    assert {*said(Kind.REVEAL), *said(Kind.PROJECTION)} <= set(grounds)
+    again = Transcript()
+    for opened in grounds:
+        again.add(opened)
+    assert judge(again).nothing
+    assert all(isinstance(one.payload, Projection) for one in said(Kind.PROJECTION))
