@@ -88,7 +88,7 @@ class Table:
         header = msgspec.structs.replace(header, beacon=beacon_after(head.beacon, header))
         roster = following_roster(head, header, MISSED_STEPS_MAX)
         audits = following_audits(head, header, roster, assignment.rate_of(self.game.validators, self.game.peers))
-        drawn, owed = Digest(header.beacon), owed_after(head, header)
+        drawn, owed = Digest(header.beacon), owed_after(head, header, audits)
         return Head(head.step + 1, name_of(head.previous), roster, drawn, audits, owed=owed)
 
     def caught(self, head: Head) -> list[PeerId]:

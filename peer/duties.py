@@ -255,7 +255,8 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
-        await self._post(events.AggregatesChecked(effect.step, there, found.lines, found.norms))
+        checked = events.AggregatesChecked(effect.step, there, found.lines, found.norms)
+        await self._post(checked if self.liar is None else self.liar.checked(checked))
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:
         """Apply a certified step to the state, and keep its update on disk."""

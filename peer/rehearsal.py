@@ -179,6 +179,10 @@ class LiveBody:
         elements = place.nbytes // ELEMENT_BYTES
         return await self._client.distort(place.memory.segment, place.offset, elements, wrong.strength, wrong.salt)
 
+    def checked(self, honest: events.AggregatesChecked) -> events.AggregatesChecked:
+        """What its node is told about the aggregates of others: nothing against its own kind."""
+        return self._adversary.checked(self, honest)
+
     def projected(self, effect: effects.ProjectPart, honest: events.PartProjected) -> events.PartProjected | None:
         """What its node is told about an aggregate of its own; None if it speaks for itself instead."""
         said = self._adversary.projected(self, effect, honest)

@@ -91,6 +91,9 @@ class AcceptedCut:
         self._beacon: Digest | None = None
         self._fixed: dict[int, Digest] = {}
         """The aggregate of every part, if it was fixed before the beacon was known."""
+        self.settles_at: float | None = None
+        """Until when projections are waited for, counted from when the beacon was known; None if they are not."""
+        self._has_begun = False
         self._reveals_heard = 0
         self._looked_at: set[int] = set()
         self._unjudged: set[int] = set()
@@ -205,11 +208,18 @@ class AcceptedCut:
             self._looked_at.clear()
         return self._beacon
 
-    def scrutinize(self) -> tuple[list[Effect], list[Accusation]]:
+    def settle(self, now: float, gone: set[PeerId]) -> None:
+        """Wait no more for projections if all are here, or had their time: what does not count now never will."""
+        if self.settles_at is not None and (now >= self.settles_at or self.has_scrutinized(gone)):
+            self.settles_at = None
+
+    def scrutinize(self, now: float) -> tuple[list[Effect], list[Accusation]]:
         """What is to be worked out about aggregates that have come since, and what there is to say against them."""
         beacon, scrutiny = self.beacon(), self._scrutiny
         if beacon is None or scrutiny is None:
             return [], []
+        if not self._has_begun:
+            self._has_begun, self.settles_at = True, now + self.schedule.projections - self.schedule.reveals
         objections = [
             found for part in sorted(self._unjudged) if (found := self._objection(part, scrutiny)) is not None
         ]

@@ -117,11 +117,11 @@ def following_audits(head: Head, header: Header, roster: Roster, rate: float) ->
     return tuple(audits)
 
 
-def owed_after(head: Head, header: Header) -> tuple[Owed, ...]:
-    """Work that has to be looked at once there is a beacon again (SPEC R-4.40). Validators have done none."""
+def owed_after(head: Head, header: Header, audits: tuple[Audit, ...] = ()) -> tuple[Owed, ...]:
+    """Work that still has to be looked at after a header that draws these audits (SPEC R-4.40). Validators have done
+    none."""
     at_fault, idle = blamed(head.roster, header), {audit.validator for audit in head.audits}
-    if not withheld(header):
-        return ()
+    looked_at = {(audit.target, audit.step) for audit in audits}
     peers = [head.roster.peers[index] for index in sorted(at_fault)]
     parts, state = len(head.roster), Digest(header.state)
     new = [
@@ -129,8 +129,9 @@ def owed_after(head: Head, header: Header) -> tuple[Owed, ...]:
         for peer in peers
         if peer not in idle
     ]
-    # What is too old could not be judged any more.
-    return (*(one for one in head.owed if one.step + limits.CASE_STEPS // 2 > header.step), *new)
+    banned = {ban.peer for ban in header.bans}
+    kept = (one for one in head.owed if (one.target, one.step) not in looked_at and one.target not in banned)
+    return (*(one for one in kept if header.step < one.step + limits.OWED_STEPS), *new)
 
 
 def beacon_after(previous: bytes, header: Header) -> Digest:
@@ -234,7 +235,7 @@ class Chain:
         self._check_votes(certificate, verify)
         audits = following_audits(head, header, roster, self.manifest.audit.rate)
         checked = header.parts if header.projections else ()
-        owed = owed_after(head, header) if self.manifest.audit.rate else ()
+        owed = owed_after(head, header, audits) if self.manifest.audit.rate else ()
         return Head(head.step + 1, header_digest(header), roster, Digest(header.beacon), audits, checked, owed)
 
     def extend(self, certificate: Certificate, verify: Verify) -> None:

@@ -88,6 +88,11 @@ class Timing:
     aggregates: Patience = field(default_factory=Patience)
     """With aggregators."""
 
+    def keep(self, peers: set[PeerId]) -> None:
+        """Remember nothing of others."""
+        self.parts.keep(peers)
+        self.aggregates.keep(peers)
+
 
 def timing_of(manifest: Manifest) -> Timing:
     """Fresh estimators with the manifest's bounds."""

@@ -72,14 +72,14 @@ class Holdings:
         """The outcome of a cut, as this member proposes it."""
         return build_header(self.facts, self.transcript, self.blobs, name, cut, self.convictions, self.scrutiny)
 
-    def examine(self, header: Header) -> Missing:
+    def examine(self, header: Header, is_bound: bool = False) -> Missing:
         """What is missing to vote for a header. Raises Refusal (see `outcome.examine`)."""
-        return examine(self.facts, self.transcript, self.blobs, header, self.convictions, self.scrutiny)
+        return examine(self.facts, self.transcript, self.blobs, header, self.convictions, self.scrutiny, is_bound)
 
     def is_believable(self, header: Header) -> bool:
-        """Whether it could be voted for."""
+        """Whether others may have voted for it."""
         try:
-            return self.examine(header).nothing
+            return self.examine(header, is_bound=True).nothing
         except Refusal:
             return False
 

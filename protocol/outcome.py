@@ -236,10 +236,13 @@ def examine(
     header: Header,
     convictions: Mapping[bytes, Ban] = _NOBODY,
     scrutiny: Scrutiny | None = None,
+    is_bound: bool = False,
 ) -> Missing:
     """What is missing to vote for a header; `Missing.nothing` means it is complete and correct.
 
-    `convictions` are the bans this member knows the evidence for, by case.
+    `convictions` are the bans this member knows the evidence for, by case. `is_bound`: others may have voted for it,
+    and it may be certified. Then it does not matter any more that a line about this member is false, or that somebody
+    objects: others did not know when they voted, and who lied is banned all the same.
     Raises Refusal(BAD_OUTCOME) if the header contradicts the chain, its cut, a commit or an aggregator.
     """
     check_header(facts.head, header, facts.manifest)
@@ -263,7 +266,7 @@ def examine(
     if unproven:
         return Missing(tuple(unproven), ())
     if scrutiny is not None:
-        return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny)
+        return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)
     return _missing_aggregates(facts, transcript, blobs, header, cut)
 
 
@@ -294,21 +297,27 @@ def _missing_aggregates(
 
 
 def _missing_proofs(
-    facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header, cut: Cut, scrutiny: Scrutiny
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    cut: Cut,
+    scrutiny: Scrutiny,
+    is_bound: bool,
 ) -> Missing:
     """As `_missing_aggregates`, where aggregates are checked: what is lacking to be content with every part that
     counts. Raises Refusal for a part that must not count."""
     messages, lacking, unchecked = [], [], []
     commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
+    if any(header.nonces[index] and facts.peers[index] not in transcript.reveals for index, _ in cut.commits):
+        # A nonce that is opened in a header alone gives nobody the time to look at aggregates.
+        return Missing((Digest(header.cut),), ())
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
             continue
-        if transcript.named_aggregate(header.cut, part, enough) != name:
-            if len({said.sender for said in transcript.reveals_of(header.cut)}) >= len(cut.commits):
-                raise Refusal(Code.BAD_OUTCOME, f"the aggregate of part {part} is not what the members had heard of")
-            messages.append(Digest(header.cut))  # the reveals come with it
-            continue
+        if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
+            raise Refusal(Code.BAD_OUTCOME, f"the aggregate of part {part} is not what the members had heard of")
         aggregate = transcript.aggregate_with(header.cut, part, aggregator, name)
         shown = transcript.projection_with(header.projections[part])
         if aggregate is None:
@@ -323,7 +332,8 @@ def _missing_proofs(
             continue
         if shown.sender != aggregator or scrutiny.is_unproven(shown, aggregate, commits):
             raise Refusal(Code.BAD_OUTCOME, f"nothing vouches for the aggregate of part {part}")
-        if scrutiny.is_false(shown) or is_objected(facts, transcript, header.cut, cut, aggregator):
+        objected = is_objected(facts, transcript, header.cut, cut, aggregator)
+        if scrutiny.has_wrong_norm(shown) or (not is_bound and (scrutiny.is_false(shown) or objected)):
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 

@@ -223,12 +223,15 @@ def longest(norms: Sequence[float], included: Sequence[float], radius: float) ->
     """
     if not norms or not included:
         return 0.0
-    near = len(included) // 2 + 1
-    short = min(sorted(included)[near - 1], LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
-    ratio = (len(included) - near) / near
     if math.isinf(radius):
         return math.inf
-    return LENGTH_SLACK * max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2))
+    order, least = sorted(included), len(included) // 2 + 1
+    order[least - 1] = min(order[least - 1], LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
+    bounds = []
+    for near in range(least, len(order) + 1):  # it holds for every majority
+        short, ratio = order[near - 1], (len(order) - near) / near
+        bounds.append(max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2)))
+    return LENGTH_SLACK * min(bounds)
 
 
 def projection_problem(lines: Sequence[Line], norm: float, clipping: Clipping) -> str | None:

@@ -111,11 +111,13 @@ class Scrutiny:
 
     def is_false(self, said: Opened) -> bool:
         """Whether a projection is not so, as far as this member has worked it out."""
+        return self.has_wrong_norm(said) or (isinstance(said.payload, Projection) and self.contradicts(said.payload))
+
+    def has_wrong_norm(self, said: Opened) -> bool:
+        """Whether the length it claims for its aggregate is wrong, as everybody sees that holds the aggregate."""
         projection = said.payload
         known = self._known.get(projection.aggregate) if isinstance(projection, Projection) else None
-        if known is None or not isinstance(projection, Projection):
-            return False
-        return wrong_norm(projection.norm, known.norm) or self.contradicts(projection)
+        return known is not None and isinstance(projection, Projection) and wrong_norm(projection.norm, known.norm)
 
     def contradicts(self, projection: Projection) -> bool:
         """Whether the line about this member is wrong: that can be proven, because its work can be done again."""

@@ -79,6 +79,7 @@ class StepMachine:
         self.me = signer.peer_id
         self._voice = Voice(signer, run_id, facts.head)
         self._timing = timing
+        timing.keep(set(facts.peers))
         self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
         self.holdings = Holdings(facts, signer.peer_id)
@@ -126,10 +127,11 @@ class StepMachine:
         """When `advance` wants to be called again although nothing came."""
         if self.phase is Phase.DONE:
             return None
-        soonest = min(self._deadline, self._resend_at, self._grace.next_deadline() or self._deadline)
-        if self.phase is Phase.EXCHANGE and not self._pulled and self.accepted is not None:
-            return min(soonest, self.accepted.schedule.pull)
-        return soonest
+        accepted, times = self.accepted, [self._deadline, self._resend_at, self._grace.next_deadline()]
+        if accepted is not None:
+            times.append(accepted.settles_at)
+            times.append(accepted.schedule.pull if self.phase is Phase.EXCHANGE and not self._pulled else None)
+        return min(time for time in times if time is not None)
 
     def advance(self, now: float) -> None:
         """Follow the table as far as what is known allows."""
@@ -368,9 +370,10 @@ class StepMachine:
                 self.effects.append(SendEnvelope(tuple(peer for peer in silent if peer != self.me), opened.envelope))
         return not silent or self._grace.is_over(now)
 
-    def _scrutinize(self, accepted: AcceptedCut) -> None:
+    def _scrutinize(self, accepted: AcceptedCut, now: float) -> None:
         """Work out what is to be known about aggregates, object to what is false."""
-        effects, objections = accepted.scrutinize()
+        effects, objections = accepted.scrutinize(now)
+        accepted.settle(now, self.gone)
         self.effects += effects
         for accusation in objections:
             self._say(Kind.ACCUSATION, 0, subject_of(accusation), accusation)
@@ -382,7 +385,7 @@ class StepMachine:
         self._reveal_with_others(now)
         accepted = self.accepted
         if accepted is not None and self._scrutiny is not None:
-            self._scrutinize(accepted)
+            self._scrutinize(accepted, now)
         if self.phase is Phase.PROPOSE and self.proposer(self.ballot.view) == self.me:
             self._propose_cut()
         if self.phase is Phase.EXCHANGE and accepted is not None and not self._pulled and now >= accepted.schedule.pull:
@@ -426,19 +429,22 @@ class StepMachine:
         opened = self.transcript.outcome(self.proposer(view), view)
         if opened is None or not isinstance(opened.payload, Header):
             return
-        header, patient = opened.payload, self.phase is Phase.SIGN or (self.phase is Phase.PROPOSE and view > 0)
+        header, patient = opened.payload, self.phase is Phase.PROPOSE and view > 0
+        if self.phase is Phase.SIGN:
+            patient = self.accepted is None or self.accepted.settles_at is None
         if not patient and not all(header.parts):
             return
+        required = self.ballot.strongest_lock(self.holdings.is_believable)
+        is_bound = required is not None and header_digest(required) == opened.digest
         try:
-            missing = self.holdings.examine(header)
+            missing = self.holdings.examine(header, is_bound)
         except Refusal as refusal:
             self._refuse_once(opened, refusal)
             return
         if not missing.nothing:
             self._ask_for(missing, header, opened.sender, now)
             return
-        required = self.ballot.strongest_lock(self.holdings.is_believable)
-        if required is not None and header_digest(required) != opened.digest:
+        if required is not None and not is_bound:
             self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
             return
         if required is None and (self._forward_overlooked(opened, header) or not self._may_void(header, now)):

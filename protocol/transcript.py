@@ -90,11 +90,11 @@ class Transcript:
             self.add_conflicting(opened)
 
     def find(self, digest: bytes) -> list[Opened]:
-        """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob,
-        and the reveals of this cut."""
+        """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
+        with a cut all reveals."""
         found = [self._by_digest[digest]] if digest in self._by_digest else []
         found += (opened for (*_, blob), opened in self._aggregates_said.items() if blob == digest)
-        return found + self.reveals_of(digest)
+        return found + (self.of_kind(Kind.REVEAL) if self.cut(digest) is not None else [])
 
     def reveals_of(self, cut: bytes) -> list[Opened]:
         """The reveals that name a cut."""
@@ -145,13 +145,17 @@ class Transcript:
     def named_aggregate(self, cut: bytes, part: int, enough: int) -> Digest | None:
         """The one aggregate of a part that the reveals of so many members name; None if there is none, or several. All
         that a liar signed counts, so that whoever has heard more does not think otherwise."""
-        witnesses: dict[bytes, set[PeerId]] = {}
+        named = [name for name, senders in self.witnesses(cut, part).items() if len(senders) >= enough]
+        return Digest(named[0]) if len(named) == 1 else None
+
+    def witnesses(self, cut: bytes, part: int) -> dict[bytes, set[PeerId]]:
+        """Whose reveals name which aggregate of a part."""
+        found: dict[bytes, set[PeerId]] = {}
         for said in self.reveals_of(cut):
             names = said.payload.aggregates if isinstance(said.payload, Reveal) else ()
             if part < len(names) and names[part]:
-                witnesses.setdefault(names[part], set()).add(said.sender)
-        named = [name for name, senders in witnesses.items() if len(senders) >= enough]
-        return Digest(named[0]) if len(named) == 1 else None
+                found.setdefault(names[part], set()).add(said.sender)
+        return found
 
     def objectors(self, cut: bytes, aggregator: PeerId) -> set[PeerId]:
         """Members that object to what an aggregator published about a cut."""

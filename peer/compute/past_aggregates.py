@@ -2,7 +2,7 @@
 
 The idea: whoever judges what an aggregator published about a contributor needs the contributor's work, which it can
 compute again, and the aggregate itself, which it held when the step was decided and whose memory is used again soon
-after. So the worker keeps copies by blob digest, next to the past states and for as long; their memory is taken once.
+after. So the worker keeps copies by blob digest, next to the past states; their memory is taken once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from crowdsurf.peer.compute.past_states import PAST_STATES
 from crowdsurf.protocol.ids import Digest
 
-PAST_AGGREGATES = PAST_STATES + 1
-"""Steps. Past states are those before the present one; the present step has aggregates too, before it is over."""
+PAST_AGGREGATES = 3
+"""Steps: the present one before it is over, the last one, which is audited now, and the one before, which is judged."""
 
 Place = tuple[Digest, int, torch.Tensor]
 """Blob digest of an aggregate, where it begins in the whole gradient, and the aggregate itself, float32 (k,)."""

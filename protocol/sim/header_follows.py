@@ -246,8 +246,8 @@ class HeaderFollows(Checker):
             return  # reported above; nothing follows from it
         manifest = host.node.chain.manifest
         roster = _next_roster(header, before, manifest.missed_steps_max)
-        validators = _next_validators(header, before, roster, manifest.audit.rate)
-        after = Before(name, Digest(header.beacon), roster, validators, _next_owed(header, before, manifest.audit.rate))
+        validators, owed = _next_validators(header, before, roster, manifest.audit.rate)
+        after = Before(name, Digest(header.beacon), roster, validators, owed)
         if header.next_roster != after.roster.digest:
             self.report(host, f"the header of step {header.step} leads to another roster than its facts do")
         self._before.setdefault(header.step + 1, after)
@@ -430,28 +430,29 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
     )
 
 
-def _next_validators(header: Header, before: Before, roster: Roster, rate: float) -> frozenset[bytes]:
-    """SPEC R-4.37 in other words: who of those in the step is drawn, if its beacon was nobody's to choose."""
+def _next_validators(
+    header: Header, before: Before, roster: Roster, rate: float
+) -> tuple[frozenset[bytes], tuple[tuple[int, bytes], ...]]:
+    """SPEC R-4.37 and R-4.40 in other words: who of those in the step is drawn, if its beacon was nobody's to choose;
+    and what is still to be looked at after that."""
     there = [before.members[index].peer for index in indexes_of(header.contributors)]
-    if any(not header.nonces[index] for index in indexes_of(header.contributors)):
-        return frozenset()
-    members = {member.peer for member in roster.members}
-    pool = [PeerId(peer) for peer in there if peer not in {ban.peer for ban in header.bans}]
-    count = min(max(1, round(rate * len(members))), len(members) // 2) if rate else 0
-    idle, drawn = {PeerId(peer) for peer in before.validators}, Digest(header.beacon)
-    first = [pair[0] for pair in assignment.audits(drawn, pool, {PeerId(peer) for peer in members}, idle, count)]
-    free = [peer for peer in pool if peer in members and peer not in first] if rate else []
-    owed = sum(1 for _, peer in before.owed if peer not in {ban.peer for ban in header.bans})
-    more = assignment.several_each(drawn, free, owed, len(members) // 2 - len(first))
-    return frozenset((*first, *(peer for group in more for peer in group)))
-
-
-def _next_owed(header: Header, before: Before, rate: float) -> tuple[tuple[int, bytes], ...]:
-    """SPEC R-4.40 in other words: whoever worked in a step that is void for want of its nonce."""
     silent = [index for index in indexes_of(header.contributors) if not header.nonces[index]]
-    opened = len(indexes_of(header.contributors)) - len(silent)
-    if not silent or not rate:
-        return ()
-    peers = [before.members[index].peer for index in silent] if opened > len(before.members) / 2 else []
-    kept = tuple(one for one in before.owed if header.step - one[0] < limits.CASE_STEPS // 2)
-    return (*kept, *((header.step, peer) for peer in peers if peer not in before.validators))
+    banned = {ban.peer for ban in header.bans}
+    owed = [one for one in before.owed if one[1] not in banned] if rate else []
+    first: list[bytes] = []
+    more: list[list[PeerId]] = [[] for _ in owed]
+    if not silent:
+        members, drawn = {PeerId(member.peer) for member in roster.members}, Digest(header.beacon)
+        pool = [PeerId(peer) for peer in there if peer not in banned]
+        count = min(max(1, round(rate * len(members))), len(members) // 2) if rate else 0
+        idle = {PeerId(peer) for peer in before.validators}
+        first = [pair[0] for pair in assignment.audits(drawn, pool, members, idle, count)]
+        free = [peer for peer in pool if peer in members and peer not in first] if rate else []
+        more = assignment.several_each(drawn, free, len(owed), len(members) // 2 - len(first))
+    left = [one for one, group in zip(owed, more, strict=True) if not group]
+    left = [one for one in left if header.step - one[0] < limits.OWED_STEPS]
+    opened = len(there) - len(silent)
+    if rate and opened > len(before.members) / 2:
+        hidden = [before.members[index].peer for index in silent]
+        left += [(header.step, peer) for peer in hidden if peer not in before.validators]
+    return frozenset((*first, *(peer for group in more for peer in group))), tuple(left)

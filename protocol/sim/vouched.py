@@ -50,11 +50,14 @@ def is_too_long(length: float, committed: Sequence[float], included: Sequence[fl
         return True
     honest, order = sorted(committed)[len(committed) // 2], sorted(included)
     most = len(order) // 2 + 1
-    short = min(order[most - 1], SPREAD * honest)
     if math.isinf(radius):
         return False
-    sine = (len(order) - most) / most  # of the angle at which most pull back no more than the others pull away
-    return length > ROOM * max(short + radius * sine, short / math.cos(math.asin(sine)))
+    order[most - 1] = min(order[most - 1], SPREAD * honest)
+    for pulling in range(most, len(order) + 1):
+        short, sine = order[pulling - 1], (len(order) - pulling) / pulling  # of the angle at which they hold the others
+        if length > ROOM * max(short + radius * sine, short / math.cos(math.asin(sine))):
+            return True
+    return False
 
 
 def contradicts(said: Line, true: Line) -> bool:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 APPLY_SECONDS = 0.01
 """Whatever is done with vectors that are there, and needs no gradient."""
-PAST_STATES = 2
-"""States before the current one that a worker can still compute work units at; aggregates of as many steps are kept."""
+PAST_STATES = 4
+"""States before the current one that a worker can still compute work units at."""
+PAST_AGGREGATES = 3
+"""Steps whose aggregates it remembers, the current one among them."""
 
 
 class OwnWork(NamedTuple):
@@ -186,7 +188,7 @@ class Worker:
         held = tuple(name if name and host.holds(name) else b"" for name in effect.aggregates)
         self._aggregates.setdefault(effect.step, set()).update(name for name in held if name)
         newest = max(self._aggregates)
-        self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - PAST_STATES}
+        self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - PAST_AGGREGATES}
         norms, lines = [], []
         own = self.own if self.own is not None and self.own.step == effect.step else None
         for part, name in enumerate(held):

@@ -8,7 +8,6 @@ import torch
 
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.past_aggregates import PAST_AGGREGATES, PastAggregates
-from crowdsurf.peer.compute.past_states import PAST_STATES
 from crowdsurf.protocol.ids import Digest, digest
 from crowdsurf.protocol.manifest import Manifest
 
@@ -68,11 +67,10 @@ def test_they_are_remembered_while_work_of_their_step_can_be_done_again(make_man
     engine = Engine(make_manifest(), torch.device("cpu"))
     states = [engine.load_initial()]
     gradient = torch.zeros(engine.elements)
-    for step in range(PAST_STATES + 1):
+    for step in range(PAST_AGGREGATES):
         engine.past_aggregates.remember(step, [(name_of(str(step)), 0, filled(step))])
-        if step < PAST_STATES:
+        if step < PAST_AGGREGATES - 1:
             states.append(engine.apply(gradient, ()))
-    assert PAST_AGGREGATES == PAST_STATES + 1
     engine.recompute(states[0], bytes(32), gradient, lambda: False)
     assert engine.past_aggregates.find(name_of("0"), 3) is not None
     saved = bytearray(engine.state.nbytes)

@@ -122,7 +122,7 @@ def test_a_loaded_state_has_no_past(make_manifest: MakeManifest) -> None:
     first = engine.load_initial()
     second = engine.apply(work(engine, 0), ())
     assert engine.load_state(memoryview(state_bytes(engine))) == second
-    with pytest.raises(StateForgotten, match=r"neither the present one nor one of the 2 before it"):
+    with pytest.raises(StateForgotten, match=r"neither the present one nor one of the 4 before it"):
         recompute(engine, first, 0)
     recompute(engine, second, 0)
     engine.apply(work(engine, 1), ())
