@@ -59,8 +59,8 @@ CASE_STEPS = 8
 """A case can be opened and judged in this many steps after the one it is about; what it takes is kept no longer."""
 
 OWED_STEPS = 2
-"""So many steps after a void one what is owed from it can still be drawn to be looked at; peers remember the states of a
-little longer."""
+"""So many steps after a void one what is owed from it can still be drawn to be looked at; peers remember the states of
+a little longer."""
 
 CASES_PER_ACCUSER_MAX = 2 * (CASE_STEPS + 1)
 """Open cases of one accuser that somebody has to recompute: in every step it can be one validator and one target, so
