@@ -36,10 +36,11 @@ GRADIENT = (
 """Attacks on learning, NAME or NAME:STRENGTH; without one it is the literature's."""
 PROTOCOL = (
     *("equivocate", "false_accusation", "withhold_part", "withhold_reveal", "replay", "garbage", "nan", "inf", "huge"),
-    *("lazy_validator", "slow", "wrong_aggregate", "colluding_aggregate"),
+    *("lazy_validator", "slow", "wrong_aggregate", "wrong_projection", "colluding_aggregate", "late_aggregate"),
+    "withhold_projection",
 )
 """Attacks on the protocol, played where nothing is learned."""
-BORNE = ("withhold_part", "withhold_reveal", "replay", "garbage", "slow")
+BORNE = ("withhold_part", "withhold_reveal", "replay", "garbage", "slow", "late_aggregate", "withhold_projection")
 """Those that change no certified figure: at worst they cost time, and nobody can prove who did it."""
 BASELINES = ("centered_clip", "geometric_median", "median", "mean")
 """Rules of a trusted server that checks nobody."""

@@ -17,7 +17,6 @@ from typing import Any
 from crowdsurf.peer.byzantine import BORNE, NONE, TABLES, Cell, Study, cells_of
 from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.sim import theory
-from crowdsurf.protocol.sim.adversaries import ATTACKS, has_effect
 
 Result = dict[str, Any]
 
@@ -210,13 +209,6 @@ def _protocol(results: Results) -> Iterator[str]:
             f"{_lowest(speeds)} | {_verdict(attack, runs, study)} |"
         )
     yield ""
-    yield from _not_played(study)
-
-
-def _not_played(study: Study) -> Iterator[str]:
-    names = [name for name in ATTACKS if not has_effect(name)]
-    if names:
-        yield f"Not played, because it attacks messages that the rules do not have yet: {', '.join(names)}."
     yield "Of lazy validators only those are found whose target is honest, so they last about as long as cheats."
 
 

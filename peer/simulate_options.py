@@ -20,7 +20,7 @@ from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.sim.adversaries import ATTACKS, has_effect
+from crowdsurf.protocol.sim.adversaries import ATTACKS
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS
 from crowdsurf.protocol.sim.faults import Faults
 from crowdsurf.protocol.sim.simulation import Plan, founders, plain_manifest
@@ -245,6 +245,4 @@ def warning(options: SimulateOptions) -> str | None:
     peers = PEERS if options.peers is None else options.peers
     if options.byzantine and 2 * options.byzantine >= peers:
         return f"{options.byzantine} of {peers} peers attack, and every promise needs an honest majority"
-    if options.attack in ATTACKS and not has_effect(options.attack):
-        return f"{options.attack} attacks messages that come with verification; until then its peers behave"
     return None

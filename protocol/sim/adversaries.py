@@ -34,7 +34,7 @@ from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind, is_own
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery
 from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
 
-__all__ = ["ATTACKS", "Adversary", "Body", "Mind", "has_effect"]
+__all__ = ["ATTACKS", "Adversary", "Body", "Mind"]
 
 DELAY_STEPS = 1000
 """How old the gradients of delayed_gradient are (BTARD, section 4.1); younger while the run is."""
@@ -266,10 +266,6 @@ class FalseAccusation(Adversary):
         return effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
 
 
-class NotYet(Adversary):
-    """An attack on messages that the rules do not have yet: until then its peers behave."""
-
-
 ATTACKS: dict[str, type[Adversary]] = {
     "none": Adversary,
     **dict.fromkeys(GRADIENT_ATTACKS, GradientAttack),
@@ -288,8 +284,3 @@ ATTACKS: dict[str, type[Adversary]] = {
     "slow": Slow,
 }
 """Every attack by its name on the command line."""
-
-
-def has_effect(name: str) -> bool:
-    """Whether peers that play this attack do anything yet."""
-    return not issubclass(ATTACKS[name], NotYet)
