@@ -10,7 +10,15 @@ from __future__ import annotations
 import contextlib
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.cases import Record, imbalance_of, is_as_recomputed, objection_to, proof_of, subject_of
+from crowdsurf.protocol.cases import (
+    Record,
+    cut_objected_to,
+    imbalance_of,
+    is_as_recomputed,
+    objection_to,
+    proof_of,
+    subject_of,
+)
 from crowdsurf.protocol.chain import Head
 from crowdsurf.protocol.effects import ComputeFinding, Effect, PersistEvidence, PersistSigned, SendEnvelope, SendWant
 from crowdsurf.protocol.envelope import Equivocation, Opened, Signer, Slot, Verify, seal
@@ -30,7 +38,7 @@ from crowdsurf.protocol.messages import (
     Verdict,
 )
 from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
-from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.roster import quorum_of, withheld
 from crowdsurf.protocol.scrutiny import line_about, lines_of
 from crowdsurf.protocol.transcript import Transcript
 from crowdsurf.protocol.tribunal import Tribunal, no_case
@@ -150,7 +158,7 @@ class Auditor:
             record = Record(before, header, head.audits, commits, tuple(shown))
             self.tribunal.remember(record)
             self._compare_findings(record, head)
-            self._take_objections(transcript, head)
+            self._take_objections(transcript, header.cut if not withheld(header) else b"", head)
         self._findings = {key: found for key, found in self._findings.items() if key[0] >= header.step}
         self.effects += [ComputeFinding(a.step, a.validator) for a in head.audits if a.target == self._me]
 
@@ -201,12 +209,12 @@ class Auditor:
             if claimed is not None and own is not None and wrong_line(claimed, own, self._clipping):
                 self._accuse(objection_to(said, member), head)
 
-    def _take_objections(self, transcript: Transcript, head: Head) -> None:
+    def _take_objections(self, transcript: Transcript, cut: bytes, head: Head) -> None:
         """What was said against aggregators in the step that is over becomes a case now that the step is certified;
         this peer says its own again for those that had not come so far."""
         for said in transcript.of_kind(Kind.ACCUSATION):
-            if not isinstance(said.payload, Accusation):
-                continue
+            if not isinstance(said.payload, Accusation) or cut_objected_to(said.payload) != cut:
+                continue  # nothing came of that cut, so nothing can be held against anybody
             if said.sender == self._me:
                 self._accuse(said.payload, head)
             else:
