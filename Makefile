@@ -9,7 +9,7 @@ FOLDERS := protocol dht peer cli configs
 # The user's own choice first; Debian's python3 may be too old while a newer one lies beside it.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
-.PHONY: help env dev format lint types check test demo sim table byzantine bench clean
+.PHONY: help env dev format lint types check test exhaustive demo sim table byzantine bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -57,6 +57,9 @@ check: lint types ## before every commit: lint, types, house rules and the fast 
 
 test: env ## the full test suite (GPU tests are skipped without a GPU)
 	@$(BIN)/pytest $(ARGS)
+
+exhaustive: env ## a hundred thousand honest aggregates, none of which may look like a lie (ten minutes)
+	@CROWDSURF_EXHAUSTIVE=1 $(BIN)/pytest -q tests/peer/compute/test_projections.py $(ARGS)
 
 demo: env ## train a model with four peers on this machine
 	@$(BIN)/crowdsurf demo $(ARGS)
