@@ -255,7 +255,7 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
-        checked = events.AggregatesChecked(effect.step, there, found.lines, found.norms)
+        checked = events.AggregatesChecked(effect.step, there, effect.beacon, found.lines, found.norms)
         await self._post(checked if self.liar is None else self.liar.checked(checked))
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:

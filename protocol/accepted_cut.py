@@ -221,7 +221,7 @@ class AcceptedCut:
         if not self._has_begun:
             self._has_begun, self.settles_at = True, now + self.schedule.projections - self.schedule.reveals
         objections = [
-            found for part in sorted(self._unjudged) if (found := self._objection(part, scrutiny)) is not None
+            found for part in sorted(self._unjudged) if (found := self._objection(part, scrutiny, beacon)) is not None
         ]
         step, fresh = self._facts.head.step, [b""] * len(self.duties)
         effects: list[Effect] = []
@@ -238,10 +238,11 @@ class AcceptedCut:
 
     def has_scrutinized(self, gone: set[PeerId]) -> bool:
         """Whether no projection, and nothing about an aggregate that is here, is awaited any more."""
-        if self.beacon() is None or self._scrutiny is None:
+        beacon = self.beacon()
+        if beacon is None or self._scrutiny is None:
             return True
         for part, name in self._fixed.items():
-            if name in self._blobs and not self._scrutiny.is_known(name):
+            if name in self._blobs and not self._scrutiny.is_known(part, name, beacon):
                 return False
             aggregator = self.duties[part]
             silent = self._transcript.projection(self.name, part, aggregator) is None
@@ -249,10 +250,13 @@ class AcceptedCut:
                 return False
         return True
 
-    def _objection(self, part: int, scrutiny: Scrutiny) -> Accusation | None:
+    def _objection(self, part: int, scrutiny: Scrutiny, beacon: Digest) -> Accusation | None:
         """What this member has to say against the projection of a part, once it has come and can be judged."""
         shown = self._transcript.projection(self.name, part, self.duties[part])
-        if shown is None or not isinstance(shown.payload, Projection) or not scrutiny.is_known(shown.payload.aggregate):
+        projection = shown.payload if shown is not None else None
+        if shown is None or not isinstance(projection, Projection):
+            return None
+        if projection.part != part or not scrutiny.is_known(part, projection.aggregate, beacon):
             return None
         self._unjudged.discard(part)
-        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(shown.payload) else None
+        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(projection, beacon) else None

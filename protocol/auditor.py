@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 
-from crowdsurf.protocol import limits
+from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.cases import (
     Record,
     cut_objected_to,
@@ -30,7 +30,9 @@ from crowdsurf.protocol.messages import (
     Ban,
     Certificate,
     Commit,
+    Cut,
     Envelope,
+    Header,
     Kind,
     Payload,
     Projection,
@@ -154,8 +156,8 @@ class Auditor:
         cut = transcript.cut(header.cut) if transcript is not None else None
         if transcript is not None and cut is not None:
             commits = transcript.named_by(cut, before.roster.peers)
-            shown = [found for name in header.projections if (found := transcript.projection_with(name)) is not None]
-            record = Record(before, header, head.audits, commits, tuple(shown))
+            shown, named = what_was_vouched_for(before, header, cut, transcript)
+            record = Record(before, header, head.audits, commits, shown, named)
             self.tribunal.remember(record)
             self._compare_findings(record, head)
             self._take_objections(transcript, header.cut if not withheld(header) else b"", head)
@@ -265,3 +267,18 @@ def _commit_of(record: Record, peer: PeerId) -> Commit | None:
 
 def _others(head: Head, me: PeerId) -> tuple[PeerId, ...]:
     return tuple(peer for peer in head.roster.peers if peer != me)
+
+
+def what_was_vouched_for(
+    before: Head, header: Header, cut: Cut, transcript: Transcript
+) -> tuple[tuple[Opened, ...], frozenset[bytes]]:
+    """The projections that a header names, and all aggregates of its cut that anybody had heard of in time."""
+    contributors = tuple(index for index, _ in cut.commits)
+    duties = assignment.aggregators(before.beacon, contributors, len(before.roster))
+    shown, named = [], set[bytes]()
+    for part, index in enumerate(duties):
+        name = header.projections[part] if header.projections else b""
+        said = transcript.projection_with(name, before.roster.peers[index])
+        shown += [said] if said is not None else []
+        named.update(transcript.witnesses(header.cut, part))
+    return tuple(shown), frozenset(named)

@@ -52,6 +52,8 @@ class Record(NamedTuple):
     """The commits of the cut."""
     projections: tuple[Opened, ...] = ()
     """What vouched for the aggregates that count."""
+    named: frozenset[bytes] | None = None
+    """Aggregates of the cut that were fixed before the beacon; None to whom only the chain is known."""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -225,6 +227,10 @@ def _projection_in_question(
     member, projection = particular_of(accusation, run_id, verify)
     if projection.cut != record.header.cut or withheld(record.header):
         raise Refusal(Code.BAD_ACCUSATION, "nothing came of the cut that this projection is about")
+    if projection.part >= len(record.head.roster) or (
+        record.named is not None and projection.aggregate not in record.named
+    ):
+        raise Refusal(Code.BAD_ACCUSATION, "nobody has heard of this aggregate")
     if member not in indexes_of(projection.included) or member >= len(record.head.roster):
         raise Refusal(Code.BAD_ACCUSATION, "the projection says nothing about this member")
     peer = record.head.roster.peers[member]

@@ -119,10 +119,9 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
 
 def check_reveal(facts: StepFacts, transcript: Transcript, sender: PeerId, reveal: Reveal) -> None:
     """R-4.18: the nonce is the one the sender committed to. Raises Refusal."""
-    commit = transcript.commit_of(sender)
-    if commit is None:
+    if transcript.commit_of(sender) is None:
         raise Refusal(Code.FUTURE, "a nonce without a commit")
-    if nonce_digest(reveal.nonce) != commit.nonce_digest:
+    if not transcript.opens_commit(sender, nonce_digest(reveal.nonce)):
         raise Refusal(Code.BAD_REVEAL, "the nonce is not the one committed to")
     if len(reveal.aggregates) != (len(facts.peers) if facts.clipping is not None else 0):
         raise Refusal(Code.BAD_REVEAL, "it does not say which aggregates were signed before it")

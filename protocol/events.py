@@ -167,6 +167,7 @@ class AggregatesChecked:
 
     step: int
     aggregates: tuple[bytes, ...]
+    beacon: bytes
     """As they were asked about."""
     lines: tuple[Line | None, ...]
     norms: tuple[float, ...]

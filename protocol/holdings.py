@@ -92,7 +92,9 @@ class Holdings:
         cut = self.transcript.cut(header.cut) if header is not None else None
         if header is None or cut is None:
             return ()
-        return tuple(opened.envelope for opened in self.transcript.grounds(header, self.facts.duties(cut)))
+        return tuple(
+            opened.envelope for opened in self.transcript.grounds(header, self.facts.peers, self.facts.duties(cut))
+        )
 
     def reveal(self, cut: Digest, nonce: bytes) -> Reveal:
         """What this member says when it opens its nonce."""

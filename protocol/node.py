@@ -273,7 +273,7 @@ class Node:
         check_slot_form(envelope)
         conflict = self.machine.transcript.check_slot(opened)
         if conflict is not None:
-            self.machine.transcript.add_conflicting(opened)
+            self.machine.keep_conflicting(opened)
             if len(self.evidence) < limits.EVIDENCE_MAX:
                 self.evidence.append(conflict)
             self.auditor.on_conflict(conflict, self.chain.head)
@@ -320,7 +320,7 @@ class Node:
     def _on_want(self, event: events.WantReceived) -> None:
         if self.machine is None or not self._is_contact(event.source):
             return
-        for name in event.digests:
+        for name in dict.fromkeys(event.digests):
             found = [opened.envelope for opened in self.machine.transcript.find(name)] or self.auditor.messages(name)
             self._effects += [SendEnvelope((event.source,), envelope) for envelope in found]
 
@@ -401,7 +401,7 @@ class Node:
         self._effects.append(self._story(certificate, head.roster.peers, view))
         if self.machine is not None:
             header = certificate.header
-            self.catch_up.hold({name for name in header.parts if self.machine.holds(name)})
+            self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
         self._drop_machine()
         self._helped.clear()
         self._late_voters.clear()
@@ -501,7 +501,7 @@ class Node:
         self._announce_at = now if self._leaving else None
         signed = [self._open(envelope) for envelope in self._recovered.signed if envelope.step == head.step]
         self.auditor.recall(signed, head)
-        signed = [opened for opened in signed if opened.envelope.kind not in CASE_KINDS]
+        signed = [opened for opened in signed if opened.envelope.kind not in CASE_KINDS or is_objection(opened)]
         locks = [lock for lock in self._recovered.locks if lock[0].step == head.step]
         heard = [envelope for envelope in self._recovered.heard if envelope.step == head.step]
         machine.start(signed, self._openable(heard), max(locks, key=lambda lock: lock[1], default=None), now)

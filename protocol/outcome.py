@@ -20,7 +20,7 @@ from crowdsurf.protocol.chain import Head, check_header, following_roster
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Ban, Commit, Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import Scrutiny
@@ -74,6 +74,12 @@ class StepFacts:
             idle = sum(1 << index for index in self.head.validators)
             found = self._cuts[id(cut)] = CutFacts(cut, duties, bits, bits & ~idle)
         return found
+
+    def may_include(self, cut: Cut, aggregate: Aggregate) -> bool:
+        """Whether an aggregate is made of parts of those that have one in the cut, and of somebody's. When it was heard
+        the cut may not have been known yet."""
+        included = int.from_bytes(aggregate.included, "little")
+        return bool(included) and not included & ~self.of_cut(cut).working
 
     def duties(self, cut: Cut) -> tuple[PeerId, ...]:
         """Who aggregates each part under a cut."""
@@ -155,10 +161,14 @@ def counts(
     name = transcript.named_aggregate(cut_name, part, enough_reveals(facts))
     aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
     shown = transcript.projection(cut_name, part, aggregator)
-    if aggregate is None or shown is None or name not in blobs or not scrutiny.is_known(aggregate.digest):
+    beacon = opened_beacon(facts, transcript, cut)
+    if aggregate is None or shown is None or name not in blobs or beacon is None:
+        return nothing
+    if not scrutiny.is_known(part, aggregate.digest, beacon):
         return nothing
     commits = transcript.commits_in(cut, facts.peers)
-    wrong = scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown)
+    wrong = scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon)
+    wrong = wrong or not facts.may_include(cut, aggregate)
     wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
     return nothing if wrong else (aggregate.digest, shown.digest)
 
@@ -317,23 +327,26 @@ def _missing_proofs(
         if not name:
             continue
         if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
-            raise Refusal(Code.BAD_OUTCOME, f"the aggregate of part {part} is not what the members had heard of")
+            messages.append(Digest(header.cut))  # others may have heard more reveals: they come with it
+            continue
         aggregate = transcript.aggregate_with(header.cut, part, aggregator, name)
-        shown = transcript.projection_with(header.projections[part])
+        shown = transcript.projection_with(header.projections[part], aggregator)
         if aggregate is None:
             messages.append(Digest(name))
         if shown is None:
             messages.append(Digest(header.projections[part]))
         if name not in blobs:
             lacking.append((part, Digest(name)))
-        elif not scrutiny.is_known(name):
+        elif not scrutiny.is_known(part, name, header.beacon):
             unchecked.append((part, Digest(name)))
         if aggregate is None or shown is None:
             continue
-        if shown.sender != aggregator or scrutiny.is_unproven(shown, aggregate, commits):
+        unproven = scrutiny.is_unproven(shown, aggregate, commits) or not facts.may_include(cut, aggregate)
+        if unproven:
             raise Refusal(Code.BAD_OUTCOME, f"nothing vouches for the aggregate of part {part}")
         objected = is_objected(facts, transcript, header.cut, cut, aggregator)
-        if scrutiny.has_wrong_norm(shown) or (not is_bound and (scrutiny.is_false(shown) or objected)):
+        false = scrutiny.is_false(shown, header.beacon) or objected
+        if scrutiny.has_wrong_norm(shown, header.beacon) or (not is_bound and false):
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 

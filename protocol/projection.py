@@ -204,19 +204,17 @@ def line_problem(claimed: Line, own: Line, radius: float, elements: int) -> str 
     return None
 
 
-def longest(norms: Sequence[float], included: Sequence[float], radius: float) -> float:
+def longest(norms: Sequence[float], included: int, radius: float) -> float:
     """Length that no honest v exceeds; an aggregate that does counts for nothing. (BTARD's verification 3.)
 
-    `norms` are the lengths all contributors have committed to for this part, `included` those of them that went in. Let
-    G be the shortest length that k, more than half, of the m included ones do not exceed, and V = |v|. In the direction
-    of v each of those k pulls back, unclipped with at least V - G, clipped with at least tau sqrt(1 - (G / V)^2), which
-    is the slope of a line that touches the ball of radius G; each of the others pulls forward with at most tau, and all
-    of that adds up to nothing. With r = (m - k) / k, V is therefore at most G + r tau or at most G / sqrt(1 - r^2).
-
-    A lying aggregator can leave out whom it likes, so that G is its choice. But more than half of the contributors are
-    honest, so the median of all their `norms` is that of honest parts, whatever liars say, and G counts as no more than
-    LENGTH_SPREAD times that. An honest aggregator could only trip over it if honest lengths differed by as much, and
-    parts were kept from it besides.
+    `norms` are the lengths all contributors have committed to for this part; m, `included`, is how many of them went
+    in. More than half of the contributors are honest, so the median of `norms` is a length of honest parts, whatever
+    liars say, and honest parts are no longer than G, LENGTH_SPREAD times that. Let k, more than half, of the m rows be
+    honest, and V = |v|. In the direction of v each of those pulls back, unclipped with at least V - G, clipped with at
+    least tau sqrt(1 - (G / V)^2), which is the slope of a line that touches the ball of radius G; each of the others
+    pulls forward with at most tau, and all of that adds up to nothing. With r = (m - k) / k, V is therefore at most
+    G + r tau or at most G / sqrt(1 - r^2). Nobody's own length matters in this, so liars that claim another one than
+    they have cannot make an honest aggregate seem too long.
 
     This is what lies can do to the rule anyway: an aggregator that lies gets no further than liars among its inputs.
     Lengths come from the step itself, so no history has to be agreed on and a sudden change of scale trips nothing.
@@ -225,13 +223,9 @@ def longest(norms: Sequence[float], included: Sequence[float], radius: float) ->
         return 0.0
     if math.isinf(radius):
         return math.inf
-    order, least = sorted(included), len(included) // 2 + 1
-    order[least - 1] = min(order[least - 1], LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
-    bounds = []
-    for near in range(least, len(order) + 1):  # it holds for every majority
-        short, ratio = order[near - 1], (len(order) - near) / near
-        bounds.append(max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2)))
-    return LENGTH_SLACK * min(bounds)
+    honest = included // 2 + 1
+    short, ratio = LENGTH_SPREAD * sorted(norms)[len(norms) // 2], (included - honest) / honest
+    return LENGTH_SLACK * max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2))
 
 
 def projection_problem(lines: Sequence[Line], norm: float, clipping: Clipping) -> str | None:

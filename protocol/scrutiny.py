@@ -41,9 +41,9 @@ def is_too_long(
     aggregate: Aggregate, projection: Projection, commits: Mapping[int, Commit], clipping: Clipping
 ) -> bool:
     """Whether an aggregate is longer than the rule's result can be, given the lengths that were committed to."""
-    norms = {index: commit.norms[aggregate.part] for index, commit in commits.items() if commit.norms}
-    included = [norms[index] for index in indexes_of(aggregate.included) if index in norms]
-    return not projection.norm <= longest(list(norms.values()), included, clipping.radius)
+    norms = [commit.norms[aggregate.part] for commit in commits.values() if commit.norms]
+    included = len(indexes_of(aggregate.included))
+    return not projection.norm <= longest(norms, included, clipping.radius)
 
 
 class Known(NamedTuple):
@@ -61,17 +61,18 @@ class Scrutiny:
         """`me` is this member's index."""
         self.clipping = clipping
         self.me = me
-        self._known: dict[bytes, Known] = {}
-        self._asked: set[bytes] = set()
+        # An aggregate is known by its part and beacon too: what anybody names twice, under one digest, has other lines.
+        self._known: dict[tuple[int, bytes, bytes], Known] = {}
+        self._asked: set[tuple[int, bytes, bytes]] = set()
 
     # --- what has to be worked out -----------------------------------------------------------------------
 
     def to_check(self, step: int, aggregates: Sequence[bytes], beacon: Digest) -> list[Effect]:
         """Look at aggregates (by part, empty for one not held) that were not looked at yet."""
-        fresh = tuple(b"" if name in self._asked else name for name in aggregates)
+        fresh = tuple(b"" if (part, name, beacon) in self._asked else name for part, name in enumerate(aggregates))
         if not any(fresh):
             return []
-        self._asked.update(fresh)
+        self._asked.update((part, name, beacon) for part, name in enumerate(fresh))
         return [CheckAggregates(step, fresh, beacon)]
 
     def to_project(self, step: int, own: Aggregate, commits: Mapping[int, Commit], beacon: Digest) -> list[Effect]:
@@ -82,9 +83,10 @@ class Scrutiny:
     def on_checked(self, event: AggregatesChecked) -> None:
         """Take an answer."""
         for part, name in enumerate(event.aggregates):
-            if name in self._asked and part < len(event.norms):
+            key = (part, name, event.beacon)
+            if key in self._asked and part < len(event.norms):
                 line = event.lines[part] if part < len(event.lines) else None
-                self._known[name] = Known(event.norms[part], line)
+                self._known[key] = Known(event.norms[part], line)
 
     def publishable(self, event: PartProjected, included: bytes) -> Projection | None:
         """The message for an aggregate of this member's own, made of these inputs; None if the rule did not get near
@@ -96,9 +98,9 @@ class Scrutiny:
 
     # --- what it makes of them ---------------------------------------------------------------------------
 
-    def is_known(self, aggregate: bytes) -> bool:
+    def is_known(self, part: int, aggregate: bytes, beacon: bytes) -> bool:
         """Whether this member has its own numbers about an aggregate."""
-        return aggregate in self._known
+        return (part, aggregate, beacon) in self._known
 
     def is_unproven(self, said: Opened, aggregate: Aggregate, commits: Mapping[int, Commit]) -> bool:
         """Whether a projection leaves an aggregate without value, whoever looks at it: it does not belong to it, its
@@ -109,18 +111,24 @@ class Scrutiny:
         unbalanced = projection_problem(lines_of(projection), projection.norm, self.clipping) is not None
         return unbalanced or is_too_long(aggregate, projection, commits, self.clipping)
 
-    def is_false(self, said: Opened) -> bool:
+    def is_false(self, said: Opened, beacon: bytes) -> bool:
         """Whether a projection is not so, as far as this member has worked it out."""
-        return self.has_wrong_norm(said) or (isinstance(said.payload, Projection) and self.contradicts(said.payload))
+        wrong = isinstance(said.payload, Projection) and self.contradicts(said.payload, beacon)
+        return wrong or self.has_wrong_norm(said, beacon)
 
-    def has_wrong_norm(self, said: Opened) -> bool:
+    def has_wrong_norm(self, said: Opened, beacon: bytes) -> bool:
         """Whether the length it claims for its aggregate is wrong, as everybody sees that holds the aggregate."""
         projection = said.payload
-        known = self._known.get(projection.aggregate) if isinstance(projection, Projection) else None
-        return known is not None and isinstance(projection, Projection) and wrong_norm(projection.norm, known.norm)
+        if not isinstance(projection, Projection):
+            return False
+        known = self._known.get((projection.part, projection.aggregate, beacon))
+        return known is not None and wrong_norm(projection.norm, known.norm)
 
-    def contradicts(self, projection: Projection) -> bool:
+    def contradicts(self, projection: Projection, beacon: bytes) -> bool:
         """Whether the line about this member is wrong: that can be proven, because its work can be done again."""
-        known, claimed = self._known.get(projection.aggregate), line_about(projection, self.me)
+        known, claimed = (
+            self._known.get((projection.part, projection.aggregate, beacon)),
+            line_about(projection, self.me),
+        )
         own = known.line if known is not None else None
         return own is not None and claimed is not None and wrong_line(claimed, own, self.clipping)

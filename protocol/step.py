@@ -7,6 +7,7 @@ which things arrive cannot matter beyond what the rules say, and every rule is o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from crowdsurf.protocol import assignment, checks
@@ -109,8 +110,7 @@ class StepMachine:
     # --- what the node calls -----------------------------------------------------------------------------
 
     def start(self, signed: list[Opened], heard: list[Opened], lock: tuple[Header, int] | None, now: float) -> None:
-        """Begin: compute the work unit. After a restart it is computed again, because its bytes were only in
-        memory; what was signed before stays as it was, and the grounds of the lock are there (SPEC R-2.7)."""
+        """Begin: compute the work unit, again after a restart; what was signed before stays (SPEC R-2.7)."""
         for opened in signed:
             self._voice.recall(opened)
             self.transcript.add(opened)
@@ -215,7 +215,8 @@ class StepMachine:
 
     def on_checked(self, event: AggregatesChecked, now: float) -> None:
         """What this member makes of aggregates."""
-        self._scrutiny.on_checked(event) if self._scrutiny is not None else None
+        if self._scrutiny is not None:
+            self._scrutiny.on_checked(event)
         self.advance(now)
 
     def on_objection(self, opened: Opened, now: float) -> None:
@@ -224,21 +225,22 @@ class StepMachine:
             self.transcript.add(opened)
             self.advance(now)
 
+    def keep_conflicting(self, opened: Opened) -> None:
+        """Keep the second message of somebody that signed a slot twice, if it could have been the first."""
+        with contextlib.suppress(Refusal):
+            checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
+            self.transcript.add_conflicting(opened)
+
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
-        payload = opened.payload
         checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
-        if isinstance(payload, Commit):
+        if isinstance(opened.payload, Commit):
             self._timing.work.observe(now - self._began)
         self._count(opened)
         self.transcript.add(opened)
-        if isinstance(payload, Aggregate):
-            self._expect_aggregate(payload, opened.sender)
+        if isinstance(opened.payload, Aggregate):
+            self._expect_aggregate(opened.payload, opened.sender)
         self.advance(now)
-
-    def holds(self, digest: bytes) -> bool:
-        """Whether a blob is held, as far as this step knows."""
-        return digest in self._blobs
 
     # --- the table's triggers ----------------------------------------------------------------------------
 
@@ -351,7 +353,7 @@ class StepMachine:
             return
         if self.phase is Phase.REVEAL:
             self._deadline = min(self._deadline, self._grace.last_call(now))
-        cut = self.transcript.revealed_cut
+        cut = self.accepted.name if self.accepted is not None else self.transcript.revealed_cut
         if cut is None or self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
             return
         if self._scrutiny is None or self._grace.may_answer(now):
@@ -501,6 +503,8 @@ class StepMachine:
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
         self._say(Kind.VIEW_CHANGE, view, b"", ViewChange(self.ballot.lock, self.ballot.lock_view))
+        for envelope in self.holdings.grounds(self.ballot.lock):  # what makes others believe in it
+            self.effects.append(SendEnvelope(self._asking.others(), envelope))
 
     def _view_seconds(self) -> float:
         """How long a proposer may take: two deliveries, doubled with every view; in view 0 the other members'

@@ -24,11 +24,10 @@ class Transcript:
     def __init__(self) -> None:
         self._slots: dict[tuple[PeerId, Slot], Opened] = {}
         self._per_member: dict[PeerId, int] = {}
-        self._by_digest: dict[bytes, Opened] = {}
+        self._by_digest: dict[bytes, dict[PeerId, Opened]] = {}
+        """By payload digest and sender: anybody can sign what somebody else has said."""
         self.commits: dict[PeerId, Opened] = {}
         self.reveals: dict[PeerId, bytes] = {}
-        self.revealed_cut: Digest | None = None
-        """The cut that the latest reveal named."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
@@ -64,21 +63,21 @@ class Transcript:
             self.aggregates[(payload.cut, payload.part, sender)] = opened
             self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
         elif isinstance(payload, Reveal):
-            self.reveals[sender], self.revealed_cut = payload.nonce, Digest(payload.cut)
+            self.reveals[sender] = payload.nonce
             self._reveals_said.setdefault(payload.cut, []).append(opened)
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
         elif isinstance(payload, Projection):
-            self._by_digest[opened.digest] = opened
+            self._by_digest.setdefault(opened.digest, {})[sender] = opened
             self.projections[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Commit):
-            self._by_digest[opened.digest] = opened
+            self._by_digest.setdefault(opened.digest, {})[sender] = opened
             self.commits[sender] = opened
         elif isinstance(payload, Cut):
-            self._by_digest[opened.digest] = opened
+            self._by_digest.setdefault(opened.digest, {})[sender] = opened
             self._proposals[(sender, opened.envelope.view)] = opened
         elif isinstance(payload, Header):
-            self._by_digest[opened.digest] = opened
+            self._by_digest.setdefault(opened.digest, {})[sender] = opened
             self._outcomes[(sender, opened.envelope.view)] = opened
 
     def recall(self, opened: Opened) -> None:
@@ -92,9 +91,16 @@ class Transcript:
     def find(self, digest: bytes) -> list[Opened]:
         """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
         with a cut all reveals."""
-        found = [self._by_digest[digest]] if digest in self._by_digest else []
+        found = list(self._by_digest.get(digest, {}).values())
         found += (opened for (*_, blob), opened in self._aggregates_said.items() if blob == digest)
-        return found + (self.of_kind(Kind.REVEAL) if self.cut(digest) is not None else [])
+        if self.cut(digest) is not None:
+            found += (opened for reveals in self._reveals_said.values() for opened in reveals)
+        return found
+
+    @property
+    def revealed_cut(self) -> Digest | None:
+        """The cut that a reveal names; one that was heard of."""
+        return next((Digest(cut) for cut in self._reveals_said if self.cut(cut) is not None), None)
 
     def reveals_of(self, cut: bytes) -> list[Opened]:
         """The reveals that name a cut."""
@@ -102,13 +108,13 @@ class Transcript:
 
     def cut(self, digest: bytes) -> Cut | None:
         """The cut with this payload digest, if heard."""
-        found = self._by_digest.get(digest)
-        return found.payload if found is not None and isinstance(found.payload, Cut) else None
+        said = (opened.payload for opened in self._by_digest.get(digest, {}).values())
+        return next((payload for payload in said if isinstance(payload, Cut)), None)
 
     def header(self, digest: bytes) -> Header | None:
         """The header with this payload digest, if heard."""
-        found = self._by_digest.get(digest)
-        return found.payload if found is not None and isinstance(found.payload, Header) else None
+        said = (opened.payload for opened in self._by_digest.get(digest, {}).values())
+        return next((payload for payload in said if isinstance(payload, Header)), None)
 
     def names_case(self, case: bytes) -> bool:
         """Whether an outcome that was heard bans somebody for this case."""
@@ -137,9 +143,9 @@ class Transcript:
         """What the aggregator of a part published about it, if heard."""
         return self.projections.get((cut, part, aggregator))
 
-    def projection_with(self, digest: bytes) -> Opened | None:
-        """The projection with this payload digest, if heard."""
-        found = self._by_digest.get(digest)
+    def projection_with(self, digest: bytes, aggregator: PeerId) -> Opened | None:
+        """The projection with this payload digest that an aggregator has signed, if heard."""
+        found = self._by_digest.get(digest, {}).get(aggregator)
         return found if found is not None and isinstance(found.payload, Projection) else None
 
     def named_aggregate(self, cut: bytes, part: int, enough: int) -> Digest | None:
@@ -178,45 +184,57 @@ class Transcript:
         """Keep a commit, aggregate, reveal or projection whose sender also sent another one: a cut or a header may need
         either, and whoever accepted that must be able to show it. The proof against the sender is the caller's. Counts
         against the sender's share."""
-        said, payload = self._per_member.get(opened.sender, 0), opened.payload
-        if opened.digest in self._by_digest or said >= _MESSAGES_PER_MEMBER_MAX:
+        sender, payload = opened.sender, opened.payload
+        said = self._per_member.get(sender, 0)
+        if sender in self._by_digest.get(opened.digest, {}) or said >= _MESSAGES_PER_MEMBER_MAX:
             return
         if isinstance(payload, Commit | Projection):
-            self._by_digest[opened.digest] = opened
+            self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
-            if any(said.digest == opened.digest for said in self.reveals_of(payload.cut)):
+            if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
                 return
             self._reveals_said.setdefault(payload.cut, []).append(opened)
         elif isinstance(payload, Aggregate):
-            self._aggregates_said.setdefault((payload.cut, payload.part, opened.sender, payload.digest), opened)
+            self._aggregates_said.setdefault((payload.cut, payload.part, sender, payload.digest), opened)
         else:
             return
-        self._per_member[opened.sender] = said + 1
+        self._per_member[sender] = said + 1
+
+    def opens_commit(self, sender: PeerId, nonce_digest: bytes) -> bool:
+        """Whether a nonce of this digest is one a member has committed to; a liar may have committed to several."""
+        said = (found.get(sender) for found in self._by_digest.values())
+        commits = (opened.payload for opened in said if opened is not None)
+        return any(isinstance(commit, Commit) and commit.nonce_digest == nonce_digest for commit in commits)
 
     def named_by(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[PeerId, Opened]:
         """The messages behind `commits_in`, by their senders."""
         found = self.commits_in(cut, peers)
-        return {peers[index]: self._by_digest[name] for index, name in cut.commits if index in found}
+        named = ((peers[index], name) for index, name in cut.commits if index in found)
+        return {peer: self._by_digest[name][peer] for peer, name in named}
 
     def commits_in(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[int, Commit]:
         """The commits a cut names, by rising member index, as far as they were heard from these members."""
         found = {}
         for index, name in cut.commits:
-            held = self._by_digest.get(name)
-            if held is not None and held.sender == peers[index] and isinstance(held.payload, Commit):
+            held = self._by_digest.get(name, {}).get(peers[index])
+            if held is not None and isinstance(held.payload, Commit):
                 found[index] = held.payload
         return found
 
-    def grounds(self, header: Header, duties: tuple[PeerId, ...]) -> list[Opened]:
-        """The messages a header follows from, as far as they were heard; `duties` are its cut's."""
-        cut = self._by_digest.get(header.cut)
-        if cut is None or not isinstance(cut.payload, Cut):
+    def grounds(self, header: Header, peers: tuple[PeerId, ...], duties: tuple[PeerId, ...]) -> list[Opened]:
+        """The messages a header follows from, as far as they were heard; `peers` are the members, `duties` the
+        aggregators of its cut."""
+        cut = self.cut(header.cut)
+        if cut is None:
             return []
-        commits = [self._by_digest.get(name) for _, name in cut.payload.commits]
-        said = [self.aggregates.get((header.cut, part, peer)) for part, peer in enumerate(duties) if header.parts[part]]
-        shown = [self._by_digest.get(name) for name in header.projections if name]
-        reveals = self.reveals_of(header.cut) if shown else []
-        return [opened for opened in (cut, *commits, *said, *reveals, *shown) if opened is not None]
+        found = list(self._by_digest[header.cut].values())[:1] + list(self.named_by(cut, peers).values())
+        for part, (peer, name) in enumerate(zip(duties, header.parts, strict=True)):
+            said = self._aggregates_said.get((header.cut, part, peer, name))
+            found += [said] if said is not None else []
+        for peer, name in zip(duties, header.projections, strict=False):
+            shown = self.projection_with(name, peer)
+            found += [shown] if shown is not None else []
+        return found + (self.reveals_of(header.cut) if header.projections else [])
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""

@@ -372,7 +372,7 @@ class NothingDropped(Checker):
         # Of a step in which a nonce is withheld nothing counts.
         for part, aggregator in enumerate(machine.facts.duties(cut)) if not withheld(header) else ():
             said = machine.transcript.aggregate(header.cut, part, aggregator)
-            if header.parts[part] or said is None or not machine.holds(Digest(said.digest)):
+            if header.parts[part] or said is None or said.digest not in machine.holdings.blobs:
                 continue
             if radius_of(host.node.chain.manifest) is None or _is_vouched_for(host, machine, said, aggregator):
                 return True
@@ -390,7 +390,8 @@ def _is_vouched_for(host: Host, machine: StepMachine, said: Aggregate, aggregato
     witnesses = [reveal.payload for reveal in known.reveals_of(said.cut)]
     named = sum(isinstance(one, Reveal) and said.digest in one.aggregates for one in witnesses)
     scrutiny = machine.holdings.scrutiny
-    is_checked = scrutiny is not None and scrutiny.is_known(said.digest)
+    beacon = machine.accepted.beacon() if machine.accepted is not None else None
+    is_checked = scrutiny is not None and beacon is not None and scrutiny.is_known(said.part, said.digest, beacon)
     shown = known.projection(said.cut, said.part, aggregator) is not None and not known.objectors(said.cut, aggregator)
     return by.honest and is_checked and shown and 2 * named >= len(machine.facts.peers)
 

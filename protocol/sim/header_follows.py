@@ -9,7 +9,6 @@ none of their checks.
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -386,8 +385,8 @@ def _wrong_proofs(
             found[unproven] = True
             continue
         norms = {index: commit.norms[part] for index, commit in commits.items() if part < len(commit.norms)}
-        included = [norms.get(index, math.inf) for index in indexes_of(shown.included)]
-        found[unproven] |= len(shown.lines) != len(included)
+        included = len(indexes_of(shown.included))
+        found[unproven] |= len(shown.lines) != included or not set(indexes_of(shown.included)) <= set(norms)
         found[unbalanced] |= is_unbalanced(shown, radius)
         found[too_long] |= is_too_long(shown.norm, list(norms.values()), included, radius)
     return found

@@ -43,21 +43,16 @@ def is_unbalanced(projection: Projection, radius: float) -> bool:
     return any(not abs(total) <= allowed for total in totals)
 
 
-def is_too_long(length: float, committed: Sequence[float], included: Sequence[float], radius: float) -> bool:
-    """Whether an aggregate is longer than a rule makes it, most of whose inputs are short: these pull it back, and the
-    others pull with `radius` at most. What is short, honest contributors say, who are the most."""
+def is_too_long(length: float, committed: Sequence[float], included: int, radius: float) -> bool:
+    """Whether an aggregate is longer than a rule makes it, most of whose inputs are honest: these pull it back, and the
+    others pull with `radius` at most. How long honest ones are, honest contributors say, who are the most."""
     if not committed or not included:
         return True
-    honest, order = sorted(committed)[len(committed) // 2], sorted(included)
-    most = len(order) // 2 + 1
+    honest, most = SPREAD * sorted(committed)[len(committed) // 2], included // 2 + 1
     if math.isinf(radius):
         return False
-    order[most - 1] = min(order[most - 1], SPREAD * honest)
-    for pulling in range(most, len(order) + 1):
-        short, sine = order[pulling - 1], (len(order) - pulling) / pulling  # of the angle at which they hold the others
-        if length > ROOM * max(short + radius * sine, short / math.cos(math.asin(sine))):
-            return True
-    return False
+    sine = (included - most) / most  # of the angle at which most pull back no more than the others pull away
+    return length > ROOM * max(honest + radius * sine, honest / math.cos(math.asin(sine)))
 
 
 def contradicts(said: Line, true: Line) -> bool:

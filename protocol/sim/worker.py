@@ -198,7 +198,7 @@ class Worker:
             norms.append(norm)
             lines.append(found[0] if found else None)
         about_own = tuple(lines) if own is not None else ()
-        event = events.AggregatesChecked(effect.step, held, about_own, tuple(norms))
+        event = events.AggregatesChecked(effect.step, held, effect.beacon, about_own, tuple(norms))
         host.give(host.adversary.checked(host, event) if host.adversary is not None else event)
 
     # --- the state ---------------------------------------------------------------------------------------

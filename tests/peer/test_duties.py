@@ -261,7 +261,7 @@ async def test_an_aggregator_says_what_its_contributor_expects_and_its_judge_fin
         said.append(done)
     await setup.duties.check_aggregates(effects.CheckAggregates(0, (b"", made[1]), BEACON))
     checked = await setup.inbox.event()
-    expected = events.AggregatesChecked(0, (b"", made[1]), (None, said[1].lines[0]), (0.0, said[1].norm))
+    expected = events.AggregatesChecked(0, (b"", made[1]), BEACON, (None, said[1].lines[0]), (0.0, said[1].norm))
     assert checked == expected
 
     asked = recomputation(digest("state", bytes(STATE_BYTES)))

@@ -33,7 +33,7 @@ from crowdsurf.protocol.messages import (
     indexes_of,
     payload_digest,
 )
-from crowdsurf.protocol.outcome import StepFacts, build_header
+from crowdsurf.protocol.outcome import StepFacts, build_header, opened_beacon
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
@@ -113,8 +113,9 @@ class CompleteStep:
         if self.facts.clipping is None:
             return None
         scrutiny, count = Scrutiny(self.facts.clipping, me), len(aggregates)
-        scrutiny.to_check(self.head.step, aggregates, name("beacon"))
-        scrutiny.on_checked(AggregatesChecked(self.head.step, aggregates, (own,) * count, (norm,) * count))
+        beacon = opened_beacon(self.facts, self.transcript, self.cut) or name("beacon")
+        scrutiny.to_check(self.head.step, aggregates, beacon)
+        scrutiny.on_checked(AggregatesChecked(self.head.step, aggregates, beacon, (own,) * count, (norm,) * count))
         return scrutiny
 
     def projection(self, part: int, /, **changes: object) -> Projection:

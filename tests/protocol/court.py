@@ -144,7 +144,7 @@ def see_wrong_lines(peer: FakePeer, aggregators: set[PeerId], steps: range) -> N
             return None
         duties = machine.accepted.duties
         lines = tuple(ODD if duties[part] in aggregators else RIGHT for part in range(len(duties)))
-        return events.AggregatesChecked(effect.step, effect.aggregates, lines, (1.0,) * len(duties))
+        return events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, lines, (1.0,) * len(duties))
 
     compute_otherwise(peer, change)
 
@@ -156,7 +156,7 @@ def see_nothing(peer: FakePeer) -> None:
         if not isinstance(effect, effects.CheckAggregates):
             return None
         count = len(effect.aggregates)
-        return events.AggregatesChecked(effect.step, effect.aggregates, (None,) * count, (1.0,) * count)
+        return events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, (None,) * count, (1.0,) * count)
 
     compute_otherwise(peer, change)
 

@@ -210,7 +210,7 @@ class FakePeer:
             self._later(0.01, shown)
         elif isinstance(effect, effects.CheckAggregates):
             held = tuple(RIGHT if one else None for one in effect.aggregates)
-            checked = events.AggregatesChecked(effect.step, effect.aggregates, held, (1.0,) * len(held))
+            checked = events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, held, (1.0,) * len(held))
             self._later(0.01, checked)
         elif isinstance(effect, effects.ApplyUpdate):
             self._apply(effect)

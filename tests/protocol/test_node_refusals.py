@@ -230,7 +230,7 @@ def bad_reveal(at: Scene) -> Envelope:
 def outcome(at: Scene, sender: PeerId, **changes: object) -> Envelope:
     machine = at.machine
     assert machine.accepted is not None
-    known = {digest for digest in at.victim.blobs if machine.holds(digest)}
+    known = {digest for digest in at.victim.blobs if digest in machine.holdings.blobs}
     header = build_header(machine.facts, machine.transcript, known, machine.accepted.name, machine.accepted.cut)
     return at.signed(sender, Kind.OUTCOME, msgspec.structs.replace(header, **changes))
 

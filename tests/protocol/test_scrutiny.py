@@ -14,6 +14,7 @@ from crowdsurf.protocol.events import AggregatesChecked, PartProjected
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Aggregate, Commit, Kind, Projection, bitmap_of
+from crowdsurf.protocol.outcome import opened_beacon
 from crowdsurf.protocol.projection import LENGTH_SLACK, LENGTH_SPREAD, Line
 from crowdsurf.protocol.scrutiny import Scrutiny, fits, line_about, lines_of
 from tests.protocol.builders import CompleteStep
@@ -21,7 +22,9 @@ from tests.protocol.swarm import RIGHT, name
 
 STEP = CompleteStep(4, audit=AuditSection(rate=0.25))
 NAMES = tuple(name("aggregate", part) for part in range(4))
-BEACON = name("beacon")
+OPENED = opened_beacon(STEP.facts, STEP.transcript, STEP.cut)
+assert OPENED is not None
+BEACON = OPENED
 SAID = STEP.aggregate(0).payload
 GOOD = STEP.projection(0)
 COMMITS: dict[int, Commit] = STEP.transcript.commits_in(STEP.cut, STEP.peers)
@@ -36,6 +39,10 @@ def looked_at(own: Line = RIGHT, norm: float = 1.0, me: int = 0) -> Scrutiny:
     scrutiny = STEP.look_at(NAMES, own, norm, me)
     assert scrutiny is not None
     return scrutiny
+
+
+def known_to(scrutiny: Scrutiny) -> list[bool]:
+    return [scrutiny.is_known(part, name, BEACON) for part, name in enumerate(NAMES)]
 
 
 def aggregate(**changes: Any) -> Aggregate:
@@ -98,20 +105,20 @@ def test_lines_of_an_own_aggregate_are_worked_out_from_what_was_committed_to() -
 
 def test_only_answers_to_what_was_asked_are_taken() -> None:
     scrutiny = fresh()
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, (RIGHT,) * 4, (1.0,) * 4))
-    assert not any(map(scrutiny.is_known, NAMES))
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (1.0,) * 4))
+    assert known_to(scrutiny) == [False] * 4
     scrutiny.to_check(0, NAMES[:2], BEACON)
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, (RIGHT,) * 4, (1.0,) * 4))
-    assert list(map(scrutiny.is_known, NAMES)) == [True, True, False, False]
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (1.0,) * 4))
+    assert known_to(scrutiny) == [True, True, False, False]
 
 
 def test_who_contributed_nothing_knows_lengths_and_no_lines() -> None:
     scrutiny = fresh()
     scrutiny.to_check(0, NAMES, BEACON)
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, (), (1.0,) * 4))
-    assert scrutiny.is_known(NAMES[0])
-    assert not scrutiny.is_false(shown(lines=lines(0.5, 0.0, 0.0)))
-    assert scrutiny.is_false(shown(norm=1.1))
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (), (1.0,) * 4))
+    assert known_to(scrutiny)[0]
+    assert not scrutiny.is_false(shown(lines=lines(0.5, 0.0, 0.0)), BEACON)
+    assert scrutiny.is_false(shown(norm=1.1), BEACON)
 
 
 # --- what it publishes ---------------------------------------------------------------------------------------
@@ -147,8 +154,8 @@ def test_nobody_publishes_what_would_convict_it(about: tuple[Line, ...]) -> None
 def test_an_honest_projection_is_neither_unproven_nor_false() -> None:
     scrutiny = looked_at()
     assert not scrutiny.is_unproven(shown(), aggregate(), COMMITS)
-    assert not scrutiny.is_false(shown())
-    assert not scrutiny.contradicts(GOOD)
+    assert not scrutiny.is_false(shown(), BEACON)
+    assert not scrutiny.contradicts(GOOD, BEACON)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_an_honest_projection_is_neither_unproven_nor_false() -> None:
         {"included": b"\7", "lines": GOOD.lines[:3]},
         {"lines": ((0.5, 0.0, 0.0, 1.0), *GOOD.lines[1:])},
         {"lines": ((0.0, 0.0, math.nan, 1.0), *GOOD.lines[1:])},
-        {"norm": 1.4},
+        {"norm": 5.0},
         {"norm": math.nan},
         {"norm": -1.0},
     ],
@@ -173,17 +180,16 @@ def test_what_leaves_an_aggregate_without_value(changes: dict[str, Any]) -> None
 
 def test_another_message_proves_nothing() -> None:
     assert fresh().is_unproven(STEP.aggregate(0), aggregate(), COMMITS)
-    assert not looked_at().is_false(STEP.aggregate(0))
+    assert not looked_at().is_false(STEP.aggregate(0), BEACON)
 
 
 def test_an_aggregate_may_be_as_long_as_what_the_majority_committed_to() -> None:
-    """Lengths are those of the commits; three of four parts are half as long as one may be, and one is far out."""
+    """Lengths are those of the commits, of all of them: one that is far out changes nothing, nor who is left out."""
     lengths = {0: 0.5, 1: 0.5, 2: 0.5, 3: 100.0}
     commits = {index: msgspec.structs.replace(COMMITS[index], norms=(own,) * 4) for index, own in lengths.items()}
-    scrutiny, bound = fresh(), LENGTH_SLACK * (0.5 + 1 / 3)
+    scrutiny, bound = fresh(), LENGTH_SLACK * (LENGTH_SPREAD * 0.5 + 1 / 3)
     assert not scrutiny.is_unproven(shown(norm=0.99 * bound), aggregate(), commits)
     assert scrutiny.is_unproven(shown(norm=1.01 * bound), aggregate(), commits)
-    # Those that were left out count too: without them the far one would be like half of all.
     few, bound = {"included": bitmap_of([0, 3], 4), "lines": GOOD.lines[:2]}, LENGTH_SLACK * LENGTH_SPREAD * 0.5
     without = aggregate(included=bitmap_of([0, 3], 4))
     assert not scrutiny.is_unproven(shown(norm=0.99 * bound, **few), without, commits)
@@ -192,9 +198,9 @@ def test_an_aggregate_may_be_as_long_as_what_the_majority_committed_to() -> None
 
 def test_a_length_that_is_not_that_of_the_bytes_is_false() -> None:
     scrutiny = looked_at(norm=0.9)
-    assert scrutiny.is_false(shown())
-    assert not scrutiny.is_false(shown(norm=0.9))
-    assert not scrutiny.contradicts(GOOD)  # it is nobody's line, so nobody can be accused of it
+    assert scrutiny.is_false(shown(), BEACON)
+    assert not scrutiny.is_false(shown(norm=0.9), BEACON)
+    assert not scrutiny.contradicts(GOOD, BEACON)  # it is nobody's line, so nobody can be accused of it
 
 
 @pytest.mark.parametrize("direction", range(3))
@@ -204,19 +210,19 @@ def test_a_line_that_is_not_so_is_contradicted_by_the_member_it_is_about(directi
     said = shown(lines=lines(*values))
     assert isinstance(said.payload, Projection)
     for me, is_wrong in ((0, True), (1, True), (2, False), (3, False)):
-        assert looked_at(me=me).contradicts(said.payload) == is_wrong
-        assert looked_at(me=me).is_false(said) == is_wrong
-    assert not fresh().contradicts(said.payload)  # it does not know yet
-    assert not fresh().is_false(said)
+        assert looked_at(me=me).contradicts(said.payload, BEACON) == is_wrong
+        assert looked_at(me=me).is_false(said, BEACON) == is_wrong
+    assert not fresh().contradicts(said.payload, BEACON)  # it does not know yet
+    assert not fresh().is_false(said, BEACON)
 
 
 def test_a_wrong_distance_is_contradicted_too() -> None:
     said = msgspec.structs.replace(GOOD, lines=((0.0, 0.0, 0.0, 2.0), *GOOD.lines[1:]))
-    assert looked_at(me=0).contradicts(said)
-    assert not looked_at(me=1).contradicts(said)
+    assert looked_at(me=0).contradicts(said, BEACON)
+    assert not looked_at(me=1).contradicts(said, BEACON)
 
 
 def test_who_was_left_out_has_no_line_to_contradict() -> None:
     without = msgspec.structs.replace(GOOD, included=b"\6", lines=lines(0.5, 0.0, 0.0)[:2])
-    assert not looked_at(me=0).contradicts(without)
-    assert looked_at(me=1).contradicts(without)
+    assert not looked_at(me=0).contradicts(without, BEACON)
+    assert looked_at(me=1).contradicts(without, BEACON)

@@ -107,10 +107,10 @@ def test_projections_are_found_by_part_and_by_name() -> None:
         said = heard.projection(CHECKED.cut_name, part, aggregator)
         assert said is not None
         assert said.payload == CHECKED.projection(part)
-        assert heard.projection_with(said.digest) == said
+        assert heard.projection_with(said.digest, said.sender) == said
         assert heard.find(said.digest) == [said]
     assert heard.projection(name("another cut"), 0, CHECKED.peers[0]) is None
-    assert heard.projection_with(CHECKED.cut_name) is None
+    assert heard.projection_with(CHECKED.cut_name, CHECKED.peers[0]) is None
 
 
 def test_both_aggregates_and_projections_of_a_member_that_signed_two_can_be_shown() -> None:
@@ -127,7 +127,7 @@ def test_both_aggregates_and_projections_of_a_member_that_signed_two_can_be_show
     heard.add(lines[0])
     heard.add_conflicting(lines[1])
     assert heard.projection(CHECKED.cut_name, 0, peer) == lines[0]
-    assert [heard.projection_with(said.digest) for said in lines] == lines
+    assert [heard.projection_with(said.digest, said.sender) for said in lines] == lines
 
 
 def test_an_aggregate_is_named_by_enough_reveals_or_by_none() -> None:

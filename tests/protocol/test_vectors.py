@@ -63,7 +63,7 @@ from crowdsurf.protocol.messages import (
     Vote,
     payload_digest,
 )
-from crowdsurf.protocol.outcome import StepFacts, build_header
+from crowdsurf.protocol.outcome import StepFacts, build_header, opened_beacon
 from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import Member, Roster
 from crowdsurf.protocol.scrutiny import Scrutiny
@@ -333,14 +333,14 @@ class Trouble(NamedTuple):
 LINES = ((0.0, 0.0, 0.0, 0.5),) * 4
 
 
-def content(step: int, aggregates: tuple[bytes, ...]) -> Scrutiny | None:
+def content(step: int, aggregates: tuple[bytes, ...], opened: bytes) -> Scrutiny | None:
     """A validator that has nothing against these aggregates."""
     clipping = clipping_of(MANIFEST)
     if clipping is None:
         return None
     scrutiny = Scrutiny(clipping, 0)
-    scrutiny.to_check(step, aggregates, A)
-    scrutiny.on_checked(AggregatesChecked(step, aggregates, (), (1.0,) * len(aggregates)))
+    scrutiny.to_check(step, aggregates, Digest(opened))
+    scrutiny.on_checked(AggregatesChecked(step, aggregates, opened, (), (1.0,) * len(aggregates)))
     return scrutiny
 
 
@@ -363,13 +363,15 @@ def certified_step(head: Head, trouble: Trouble) -> Certificate:
     commits = tuple((index, heard.commits[head.roster.peers[index]].digest) for index in members)
     cut = Cut(head.previous, commits)
     name = payload_digest(wire.pack(cut))
+    working = facts.of_cut(cut).working
+    included, lines = working.to_bytes(1, "little"), LINES[: working.bit_count()]
     for part, aggregator in enumerate(facts.duties(cut)):
         blob = digest("test aggregate", bytes([head.step, part]))
         blobs |= {blob} if part != trouble.lost_part else set()
         slot = Slot(head.step, 0, Kind.AGGREGATE, name + part.to_bytes(2, "big"))
-        heard.add(seal(by_peer[aggregator], RUN_ID, slot, Aggregate(name, part, blob, b"\x0f")))
+        heard.add(seal(by_peer[aggregator], RUN_ID, slot, Aggregate(name, part, blob, included)))
         slot = Slot(head.step, 0, Kind.PROJECTION, slot.subject)
-        heard.add(seal(by_peer[aggregator], RUN_ID, slot, Projection(name, part, blob, b"\x0f", 1.0, LINES)))
+        heard.add(seal(by_peer[aggregator], RUN_ID, slot, Projection(name, part, blob, included, 1.0, lines)))
     named = tuple(digest("test aggregate", bytes([head.step, part])) for part in range(size))
     for index in members:
         reveal = Reveal(name, keys[index].nonce(head.previous), named)
@@ -378,7 +380,9 @@ def certified_step(head: Head, trouble: Trouble) -> Certificate:
     convictions: dict[bytes, Ban] = {}
     if trouble.banned is not None:
         convictions[A] = Ban(head.roster.peers[trouble.banned], Reason.WRONG_GRADIENT, head.step - 1, A)
-    outcome = build_header(facts, heard, blobs, name, cut, convictions, content(head.step, named))
+    outcome = build_header(
+        facts, heard, blobs, name, cut, convictions, content(head.step, named, opened_beacon(facts, heard, cut) or A)
+    )
     votes = [(i, i, keys[i].sign(vote_message(RUN_ID, outcome, i, keys[i].peer_id))) for i in members]
     return Certificate(outcome, tuple(votes[:3]))
 

@@ -219,7 +219,7 @@ def problem_of(rows: Rows, aggregate: torch.Tensor, radius: float, seed: bytes) 
 
 def too_long(rows: Rows, aggregate: torch.Tensor, radius: float) -> bool:
     norms = [norm_of(row) for row in rows]
-    return norm_of(aggregate) > longest(norms, norms, radius)
+    return norm_of(aggregate) > longest(norms, len(norms), radius)
 
 
 def check_ordinary(cases: int, lengths: tuple[int, int], seed: int) -> int:
