@@ -64,7 +64,7 @@ def peers_that(*programs: str) -> Callable[[str, Path, int], Sequence[str]]:
 
 
 def options(folder: Path, **changes: Any) -> DemoOptions:
-    values: dict[str, Any] = {"folder": folder, "peers": 3, "steps": 5}
+    values: dict[str, Any] = {"folder": folder, "peers": 3, "steps": 5, "rule": "mean"}  # what `FakeCompute` does
     return DemoOptions(**(values | changes))
 
 
