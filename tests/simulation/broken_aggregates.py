@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crowdsurf.protocol import accepted_cut, auditor, cases, scrutiny, tribunal
+from crowdsurf.protocol import auditor, cases, scrutiny, tribunal
 from crowdsurf.protocol.auditor import Auditor
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import Reason
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.sim.adversaries import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
@@ -27,13 +27,15 @@ def does_not_add_up_lines(patch: Patch) -> None:
 @defect("header_follows", (4, 7, 8), liar=LateAggregate)
 def counts_late_aggregates(patch: Patch) -> None:
     """An aggregate counts whenever it was signed."""
-    honest = Transcript.named_aggregate
+    honest = Transcript.witnesses
 
-    def named(self: Transcript, cut: bytes, part: int, enough: int) -> Digest | None:
+    def witnesses(self: Transcript, cut: bytes, part: int) -> dict[bytes, set[PeerId]]:
+        found = honest(self, cut, part)
         said = [opened.payload for key, opened in self.aggregates.items() if key[:2] == (cut, part)]
-        return honest(self, cut, part, enough) or (Digest(said[0].digest) if said else None)  # type: ignore[union-attr]
+        everybody = {peer for peer, _ in self._slots}
+        return found | {one.digest: everybody for one in said}  # type: ignore[union-attr]
 
-    patch.setattr(Transcript, "named_aggregate", named)
+    patch.setattr(Transcript, "witnesses", witnesses)
 
 
 @defect("header_follows", liar=liars.GoesFar)
@@ -52,12 +54,6 @@ def believes_the_length(patch: Patch) -> None:
 def believes_lines(patch: Patch) -> None:
     """A contributor does not compare the line about its part with its part."""
     patch.setattr(Scrutiny, "contradicts", lambda *_: False)
-
-
-@defect("header_follows")
-def projects_on_known_directions(patch: Patch) -> None:
-    """Directions are drawn from the beacon of the step before, which aggregators know."""
-    patch.setattr(accepted_cut, "opened_beacon", lambda facts, said, cut: facts.head.beacon)
 
 
 # --- who is accused, and who is guilty -----------------------------------------------------------------------

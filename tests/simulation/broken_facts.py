@@ -212,7 +212,7 @@ def _examine_repaired(patch: Patch, fields: tuple[str, ...]) -> None:
         cut = said.cut(header.cut)
         if cut is None or said.missing_commits(cut, facts.peers):
             return honest(facts, said, blobs, header, *others)
-        right = outcome.build_header(facts, said, blobs, header.cut, cut, *others)
+        right = outcome.build_header(facts, said, blobs, header.cut, cut, *others[:2])
         repaired = replace(header, **{name: getattr(right, name) for name in fields})
         repaired = replace(repaired, beacon=beacon_after(facts.head.beacon, repaired))
         repaired = _consistent(facts.head, repaired, facts.manifest.missed_steps_max)

@@ -66,8 +66,8 @@ def bans_without_evidence(patch: Patch) -> None:
     """A voter lets a header ban whom it likes."""
     honest = outcome.examine
 
-    def examine(facts: Any, said: Any, blobs: Any, header: Any, _: Any, scrutiny: Any) -> Any:
-        return honest(facts, said, blobs, header, {ban.case: ban for ban in header.bans}, scrutiny)
+    def examine(facts: Any, said: Any, blobs: Any, header: Any, _: Any, *rest: Any) -> Any:
+        return honest(facts, said, blobs, header, {ban.case: ban for ban in header.bans}, *rest)
 
     patch.setattr(holdings, "examine", examine)
 
