@@ -19,6 +19,7 @@ from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.messages import (
     Accusation,
+    Aggregate,
     Commit,
     DigestBytes,
     Envelope,
@@ -127,13 +128,13 @@ def _signed_projection(envelope: Envelope, accusation: Accusation, run_id: Diges
         payload = open_envelope(envelope, run_id, verify).payload
     except Refusal:
         return None
-    if not isinstance(payload, Projection) or envelope.subject != projection_subject(payload):
+    if not isinstance(payload, Projection) or envelope.subject != part_subject(payload):
         return None
     return payload if len(payload.lines) == len(indexes_of(payload.included)) else None
 
 
-def projection_subject(payload: Projection) -> bytes:
-    """The slot of a projection: its cut and part, as that of the aggregate."""
+def part_subject(payload: Aggregate | Projection) -> bytes:
+    """The slot of what an aggregator says about a part: the cut, and the part in two bytes."""
     return payload.cut + payload.part.to_bytes(2, "big")
 
 

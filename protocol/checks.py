@@ -7,7 +7,7 @@ The idea: one function per kind, each raising a named refusal, none changing any
 from __future__ import annotations
 
 from crowdsurf.protocol.beacon import nonce_digest
-from crowdsurf.protocol.cases import projection_subject
+from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
@@ -102,7 +102,7 @@ def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, ag
 
     A cut that was not heard yet cannot be checked against; whoever uses the aggregate asks again by sender.
     """
-    if opened.envelope.subject != aggregate.cut + aggregate.part.to_bytes(2, "big"):
+    if opened.envelope.subject != part_subject(aggregate):
         raise Refusal(Code.BAD_AGGREGATE, "the slot does not name the cut and the part")
     if aggregate.part >= len(facts.peers):
         raise Refusal(Code.BAD_AGGREGATE, f"there is no part {aggregate.part}")
@@ -133,7 +133,7 @@ def check_projection(facts: StepFacts, transcript: Transcript, opened: Opened, p
     Whether the lines add up is not asked here: lines that do not are proof, and have to be kept."""
     if facts.clipping is None:
         raise Refusal(Code.BAD_PROJECTION, "aggregates of this run are not checked")
-    if opened.envelope.subject != projection_subject(projection) or projection.part >= len(facts.peers):
+    if opened.envelope.subject != part_subject(projection) or projection.part >= len(facts.peers):
         raise Refusal(Code.BAD_PROJECTION, "the slot does not name the cut and a part")
     if len(projection.lines) != len(indexes_of(projection.included)):
         raise Refusal(Code.BAD_PROJECTION, "there must be a line for everybody that went in")

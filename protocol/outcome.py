@@ -8,7 +8,7 @@ what is missing (to be asked for) or with a refusal. SPEC R-4.20 to R-4.24.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -118,9 +118,9 @@ def build_header(
     commits = transcript.commits_in(cut, facts.peers)
     nonces = tuple(_opened_nonce(facts, transcript, commits, index) for index in range(size))
     head, is_void = facts.head, not all(nonces[index] for index in contributors)
-    counting: list[tuple[bytes, bytes]] = [(b"", b"")] * size
+    counted: list[tuple[bytes, bytes]] = [(b"", b"")] * size
     if not is_void:
-        counting = [counts(facts, transcript, blobs, cut_name, cut, part, scrutiny) for part in range(size)]
+        counted = counting(facts, transcript, blobs, cut_name, cut, range(size), scrutiny)
     joined, left = membership_changes(facts, transcript, cut)
     header = Header(
         step=head.step,
@@ -129,7 +129,7 @@ def build_header(
         state=facts.state,
         cut=cut_name,
         contributors=bitmap_of(contributors, size),
-        parts=tuple(aggregate for aggregate, _ in counting),
+        parts=tuple(aggregate for aggregate, _ in counted),
         nonces=nonces,
         beacon=next_beacon(head.beacon, () if is_void else nonces),
         joined=joined,
@@ -137,40 +137,42 @@ def build_header(
         next_roster=b"",
         excused=bitmap_of(excused(commits), size),
         bans=_bans(convictions, facts.peers, joined),
-        projections=tuple(projection for _, projection in counting) if scrutiny is not None else (),
+        projections=tuple(projection for _, projection in counted) if scrutiny is not None else (),
     )
     following = following_roster(head, header, facts.manifest.missed_steps_max)
     return msgspec.structs.replace(header, next_roster=following.digest)
 
 
-def counts(
+def counting(
     facts: StepFacts,
     transcript: Transcript,
     blobs: set[bytes],
     cut_name: Digest,
     cut: Cut,
-    part: int,
+    parts: Iterable[int],
     scrutiny: Scrutiny | None,
-) -> tuple[bytes, bytes]:
-    """The aggregate of a part, and the projection that vouches for it, as far as this member is content with them; both
-    empty if it is not (SPEC R-4.20, R-5.4)."""
-    aggregator, nothing = facts.duties(cut)[part], (b"", b"")
+) -> list[tuple[bytes, bytes]]:
+    """For each of these parts its aggregate, and the projection that vouches for it, as far as this member is content
+    with them; both empty if it is not (SPEC R-4.20, R-5.4)."""
+    duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
-        said = transcript.aggregate(cut_name, part, aggregator)
-        return (said.digest, b"") if said is not None and said.digest in blobs else nothing
-    name = transcript.named_aggregate(cut_name, part, enough_reveals(facts))
-    aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
-    shown = transcript.projection(cut_name, part, aggregator)
-    beacon = opened_beacon(facts, transcript, cut)
-    if aggregate is None or shown is None or name not in blobs or beacon is None:
-        return nothing
-    if not scrutiny.is_known(part, aggregate.digest, beacon):
-        return nothing
-    commits = transcript.commits_in(cut, facts.peers)
-    wrong = scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon)
-    wrong = wrong or not facts.may_include(cut, aggregate)
-    wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
-    return nothing if wrong else (aggregate.digest, shown.digest)
+        said = [transcript.aggregate(cut_name, part, duties[part]) for part in parts]
+        return [(one.digest, b"") if one is not None and one.digest in blobs else nothing for one in said]
+    beacon, commits = opened_beacon(facts, transcript, cut), transcript.commits_in(cut, facts.peers)
+    enough, found = enough_reveals(facts), []
+    for part in parts:
+        aggregator, name = duties[part], transcript.named_aggregate(cut_name, part, enough)
+        aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
+        shown = transcript.projection(cut_name, part, aggregator)
+        if beacon is None or aggregate is None or shown is None or name not in blobs:
+            found.append(nothing)
+            continue
+        wrong = not scrutiny.is_known(part, aggregate.digest, beacon)
+        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon)
+        wrong = wrong or not facts.may_include(cut, aggregate)
+        wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
+        found.append(nothing if wrong else (aggregate.digest, shown.digest))
+    return found
 
 
 def heard_aggregates(facts: StepFacts, transcript: Transcript, cut_name: Digest) -> tuple[bytes, ...]:
@@ -366,13 +368,10 @@ def overlooked(
     cut = transcript.cut(header.cut)
     if cut is None:
         return []
-    dropped = []
-    for part, aggregator in enumerate(facts.duties(cut)) if not withheld(header) else ():
-        if header.parts[part]:
-            continue
-        held, _ = counts(facts, transcript, blobs, Digest(header.cut), cut, part, scrutiny)
-        if held:
-            dropped.append((aggregator, "aggregate"))
+    void = [] if withheld(header) else [part for part, name in enumerate(header.parts) if not name]
+    held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny) if void else []
+    duties = facts.duties(cut)
+    dropped = [(duties[part], "aggregate") for part, (name, _) in zip(void, held, strict=True) if name]
     commits = transcript.commits_in(cut, facts.peers)
     for index in commits:
         if not header.nonces[index] and _opened_nonce(facts, transcript, commits, index):

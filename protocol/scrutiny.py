@@ -121,14 +121,14 @@ class Scrutiny:
         projection = said.payload
         if not isinstance(projection, Projection):
             return False
-        known = self._known.get((projection.part, projection.aggregate, beacon))
+        known = self._known_of(projection, beacon)
         return known is not None and wrong_norm(projection.norm, known.norm)
 
     def contradicts(self, projection: Projection, beacon: bytes) -> bool:
         """Whether the line about this member is wrong: that can be proven, because its work can be done again."""
-        known, claimed = (
-            self._known.get((projection.part, projection.aggregate, beacon)),
-            line_about(projection, self.me),
-        )
+        known, claimed = self._known_of(projection, beacon), line_about(projection, self.me)
         own = known.line if known is not None else None
         return own is not None and claimed is not None and wrong_line(claimed, own, self.clipping)
+
+    def _known_of(self, projection: Projection, beacon: bytes) -> Known | None:
+        return self._known.get((projection.part, projection.aggregate, beacon))

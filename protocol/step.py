@@ -14,7 +14,7 @@ from crowdsurf.protocol import assignment, checks
 from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
-from crowdsurf.protocol.cases import projection_subject, subject_of
+from crowdsurf.protocol.cases import part_subject, subject_of
 from crowdsurf.protocol.deadlines import Timing
 from crowdsurf.protocol.effects import (
     ComputeWork,
@@ -199,8 +199,8 @@ class StepMachine:
         """Sign the aggregate, tell everyone, push its bytes."""
         self._blobs.add(event.digest)
         included = bitmap_of(list(event.included), len(self.facts.peers))
-        subject = event.cut + event.part.to_bytes(2, "big")
-        if self._say(Kind.AGGREGATE, 0, subject, Aggregate(event.cut, event.part, event.digest, included)):
+        aggregate = Aggregate(event.cut, event.part, event.digest, included)
+        if self._say(Kind.AGGREGATE, 0, part_subject(aggregate), aggregate):
             self.effects.append(SendBlob(self._asking.others(), event.step, event.digest))
         self.advance(now)
 
@@ -210,7 +210,7 @@ class StepMachine:
         if self._scrutiny is not None and said is not None:
             projection = self._scrutiny.publishable(event, said.included)
             if projection is not None:
-                self._say(Kind.PROJECTION, 0, projection_subject(projection), projection)
+                self._say(Kind.PROJECTION, 0, part_subject(projection), projection)
         self.advance(now)
 
     def on_checked(self, event: AggregatesChecked, now: float) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.cases import projection_subject
+from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -53,7 +53,7 @@ class WrongAggregate(Adversary):
         included = bitmap_of([index for index, _ in effect.inputs], len(members))
         lines = tuple((*line.projections, line.norm) for line in honest.lines)
         said = Projection(effect.cut, effect.part, effect.aggregate, included, honest.norm, lines)
-        slot = Slot(effect.step, 0, Kind.PROJECTION, projection_subject(said))
+        slot = Slot(effect.step, 0, Kind.PROJECTION, part_subject(said))
         others = tuple(peer for peer in members if peer != host.id)
         return [effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, said).envelope)]
 

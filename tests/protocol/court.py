@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import aggregators, proposers
-from crowdsurf.protocol.cases import projection_subject, subject_of
+from crowdsurf.protocol.cases import part_subject, subject_of
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.envelope import Opened, Slot, open_envelope, seal
 from crowdsurf.protocol.ids import PeerId
@@ -123,7 +123,7 @@ def publish_imbalance(peer: FakePeer, steps: range) -> None:
         included = bitmap_of([index for index, _ in effect.inputs], len(node.chain.head.roster))
         lines = ((*ODD.projections, 1.0), *((*RIGHT.projections, 1.0),) * (len(effect.inputs) - 1))
         said = Projection(effect.cut, effect.part, effect.aggregate, included, 1.0, lines)
-        slot = Slot(effect.step, 0, Kind.PROJECTION, projection_subject(said))
+        slot = Slot(effect.step, 0, Kind.PROJECTION, part_subject(said))
         envelope = seal(peer.signer, node.chain.run_id, slot, said).envelope
         for other in others_of(swarm, peer):
             swarm.deliver(peer, other.id, events.EnvelopeReceived(peer.id, envelope))

@@ -16,7 +16,7 @@ from crowdsurf.protocol.messages import Aggregate, Header, Kind, Projection, Rev
 from crowdsurf.protocol.outcome import (
     Missing,
     build_header,
-    counts,
+    counting,
     enough_reveals,
     examine,
     heard_aggregates,
@@ -87,7 +87,7 @@ def void_first() -> Header:
 def assert_does_not_count(transcript: Transcript, scrutiny: Scrutiny | None = None) -> None:
     """A proposer leaves part 0 void, and a voter does not miss it."""
     mine = scrutiny or looked_at()
-    assert counts(STEP.facts, transcript, STEP.blobs, STEP.cut_name, STEP.cut, 0, mine) == (b"", b"")
+    assert counting(STEP.facts, transcript, STEP.blobs, STEP.cut_name, STEP.cut, [0], mine) == [(b"", b"")]
     header = built(transcript, mine)
     assert tuple(map(bool, header.parts)) == tuple(map(bool, header.projections)) == FIRST_VOID
     assert judge(transcript, header, mine).nothing
