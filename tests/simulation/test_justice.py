@@ -33,6 +33,8 @@ NEVER_BANNED = {
 """Nobody else can tell these from a bad network, or they harm nobody: they cost strikes and rests at most."""
 
 PEERS, BYZANTINE, START, STEPS = 9, 4, 3, 60
+LONG = START + theory.percentile(theory.ban_times(PEERS, BYZANTINE, 1, idle_validators=True), 0.9999) + 1
+"""In so many steps audits have caught everybody in all but one swarm of 10,000."""
 FAST = {
     "sign_flip": (2, 34),
     "equivocate": (0, 8),
@@ -61,6 +63,8 @@ def bans_of(report: Report) -> list[Ban]:
 
 def check(attack: str, seed: int, steps: int = STEPS) -> None:
     made, report = attacked(attack, seed, steps)
+    if attack in GRADIENT_ATTACKS and len(bans_of(report)) < BYZANTINE and steps < LONG:
+        return check(attack, seed, LONG)  # audits are drawn, and few swarms have so little luck
     assert report.violations == []
     assert report.certified_steps == steps
     bans, liars = bans_of(report), {host.id for host in report.hosts if not host.honest}
