@@ -4,6 +4,8 @@ VENV ?= .venv
 ARGS ?=
 SEEDS ?= 0:300
 BIN := $(VENV)/bin
+# Two processes are enough for two cores; more would starve the tests that run a swarm of real processes.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
 STAMP := $(VENV)/.installed
 FOLDERS := protocol dht peer cli configs
 # The user's own choice first; Debian's python3 may be too old while a newer one lies beside it.
@@ -53,13 +55,13 @@ types: env dev ## check types: strict on protocol/ and dht/, looser on peer/ and
 	@$(BIN)/mypy -p crowdsurf.protocol -p crowdsurf.dht -p crowdsurf.peer -p crowdsurf.cli
 
 check: lint types ## before every commit: lint, types, house rules and the fast tests
-	@$(BIN)/pytest -q -m "not network and not slow and not gpu" $(ARGS)
+	@$(PYTEST) -q -m "not network and not slow and not gpu" $(ARGS)
 
 test: env ## the full test suite (GPU tests are skipped without a GPU)
-	@$(BIN)/pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
-exhaustive: env ## a hundred thousand honest aggregates, none of which may look like a lie (ten minutes)
-	@CROWDSURF_EXHAUSTIVE=1 $(BIN)/pytest -q tests/peer/compute/test_projections.py $(ARGS)
+exhaustive: env ## what `make test` tries a few times, many times: 100,000 honest aggregates, more swarms (20 minutes)
+	@CROWDSURF_EXHAUSTIVE=1 $(PYTEST) -q tests/peer/compute/test_projections.py tests/simulation/test_justice.py $(ARGS)
 
 demo: env ## train a model with four peers on this machine
 	@$(BIN)/crowdsurf demo $(ARGS)

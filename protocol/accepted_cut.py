@@ -93,7 +93,7 @@ class AcceptedCut:
         """The aggregate of every part, if it was fixed before the beacon was known."""
         self.settles_at: float | None = None
         """Until when projections are waited for, counted from when the beacon was known; None if they are not."""
-        self._has_begun = False
+        self._gave_up = self._has_begun = False
         self._reveals_heard = 0
         self._looked_at: set[int] = set()
         self._unjudged: set[int] = set()
@@ -119,7 +119,8 @@ class AcceptedCut:
     def to_aggregate(self, gone: set[PeerId]) -> list[Effect]:
         """Aggregate every part of this member's own that it has not begun with, from the inputs that are here; what is
         still awaited is given up."""
-        self._timing.parts.waited_in_vain({item.peer for item in self.parts_lacking(gone)})
+        lacking = {item.peer for item in self.parts_lacking(gone)}
+        self._timing.parts.waited_in_vain(lacking, len(self.contributors))
         rows: dict[int, list[tuple[int, Digest]]] = {}
         for item in self.inputs:
             if item.digest in self._blobs and item.part not in self.aggregating:
@@ -153,15 +154,16 @@ class AcceptedCut:
     def give_up_aggregates(self, gone: set[PeerId]) -> None:
         """Those that are still awaited are awaited no more."""
         lacking = {self.duties[part] for part in self.aggregates_lacking(gone)}
-        self._timing.aggregates.waited_in_vain(lacking)
+        self._timing.aggregates.waited_in_vain(lacking, len(self.contributors))
+        self._gave_up = True
 
     def on_blob(self, digest: bytes) -> None:
-        """Bytes came in: whoever they were awaited from is worth waiting for again."""
+        """Bytes came in: whoever they were awaited from is worth waiting for again, if they are not too late."""
         for item in self.inputs:
-            if item.digest == digest:
+            if item.digest == digest and item.part not in self.aggregating:
                 self._timing.parts.came(item.peer)
         for part, aggregator in enumerate(self.duties):
-            if self._transcript.aggregate_with(self.name, part, aggregator, digest) is not None:
+            if not self._gave_up and self._transcript.aggregate_with(self.name, part, aggregator, digest) is not None:
                 self._timing.aggregates.came(aggregator)
 
     def aggregates_lacking(self, gone: set[PeerId]) -> Iterator[int]:
@@ -210,8 +212,23 @@ class AcceptedCut:
 
     def settle(self, now: float, gone: set[PeerId]) -> None:
         """Wait no more for projections if all are here, or had their time: what does not count now never will."""
-        if self.settles_at is not None and (now >= self.settles_at or self.has_scrutinized(gone)):
-            self.settles_at = None
+        if self.settles_at is None or not (now >= self.settles_at or self.has_scrutinized(gone)):
+            return
+        self.settles_at = None
+        patience = self._timing.projections
+        patience.waited_in_vain(set(self._silent(gone)), len(self.contributors))
+        for part, aggregator in enumerate(self.duties):
+            if self._transcript.projection(self.name, part, aggregator) is not None:
+                patience.came(aggregator)
+
+    def _silent(self, gone: set[PeerId]) -> Iterator[PeerId]:
+        """Aggregators whose projection is awaited."""
+        skip = gone | self._timing.projections.spent()
+        for part, name in self._fixed.items():
+            aggregator = self.duties[part]
+            unsaid = self._transcript.projection(self.name, part, aggregator) is None
+            if name in self._blobs and unsaid and aggregator not in skip:
+                yield aggregator
 
     def scrutinize(self, now: float) -> tuple[list[Effect], list[Accusation]]:
         """What is to be worked out about aggregates that have come since, and what there is to say against them."""
@@ -244,11 +261,7 @@ class AcceptedCut:
         for part, name in self._fixed.items():
             if name in self._blobs and not self._scrutiny.is_known(part, name, beacon):
                 return False
-            aggregator = self.duties[part]
-            silent = self._transcript.projection(self.name, part, aggregator) is None
-            if name in self._blobs and silent and aggregator not in gone:
-                return False
-        return True
+        return next(self._silent(gone), None) is None
 
     def _objection(self, part: int, scrutiny: Scrutiny, beacon: Digest) -> Accusation | None:
         """What this member has to say against the projection of a part, once it has come and can be judged."""

@@ -28,6 +28,10 @@ class Ballot:
         self.lock_view = 0
         self.voted_view = -1
         """Highest view this member has voted in."""
+        self._open_view = 0
+        self.locks_heard_at: float | None = None
+        """In a view that is open: when this member will have heard what all honest ones are locked on; None if it
+        has."""
         self._requests: dict[int, dict[PeerId, ViewChange]] = {}
         self._votes: dict[bytes, dict[int, tuple[int, bytes]]] = {}
 
@@ -60,6 +64,29 @@ class Ballot:
     def may_propose(self) -> bool:
         """Whether this view's proposer may speak: at once in view 0, later with a quorum of requests."""
         return self.view == 0 or self.requests_for(self.view) >= self._quorum
+
+    def open(self, now: float, lock_seconds: float) -> bool:
+        """Open the view if a quorum has asked for it, and say whether that is news. Its wait begins then: whoever asked
+        first would otherwise be ahead of the others for ever, and one view ahead is enough to miss every proposal.
+
+        `lock_seconds`: how long until all honest members are in the view, and what they are locked on is heard.
+        """
+        if self.locks_heard_at is not None and now >= self.locks_heard_at:
+            self.locks_heard_at = None
+        if self.is_open or not self.may_propose():
+            return False
+        self._open_view, self.locks_heard_at = self.view, now + lock_seconds
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this member knows that a quorum has asked for its view."""
+        return self._open_view >= self.view
+
+    @property
+    def knows_locks(self) -> bool:
+        """Whether a header that nobody known is locked on may be voted for in this view."""
+        return self.is_open and self.locks_heard_at is None
 
     def view_to_join(self) -> int | None:
         """A later view asked for by so many that at least one of them is honest, if there is one."""

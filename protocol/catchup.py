@@ -98,7 +98,7 @@ class CatchUp:
         for part, name in lacking.items():
             size = part_bytes(self._elements, len(parts), part)
             effects.append(ExpectAggregate(self.step, part, len(parts), Digest(name), size))
-            effects.append(FetchBlob(candidates, Digest(name)))
+            effects.append(FetchBlob(_beginning_with(part, candidates), Digest(name)))
         return effects
 
     def blob_failed(self, digest: bytes, candidates: tuple[PeerId, ...]) -> list[Effect]:
@@ -114,3 +114,10 @@ class CatchUp:
             return []
         self._waiting = True
         return [RequestState(candidates)]
+
+
+def _beginning_with(part: int, candidates: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """All of them, another one first for every part: else one member would feed everybody who is behind, and be late
+    itself for it."""
+    first = part % max(1, len(candidates))
+    return candidates[first:] + candidates[:first]

@@ -8,6 +8,7 @@ attack. SPEC R-4.30.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol.ids import PeerId
@@ -20,6 +21,9 @@ _USUAL_TIMES = 2.0
 link is a little slower; it costs little, because nobody is waited for that was absent twice in a row."""
 _WAITS_IN_VAIN = 2
 """So often in a row before patience ends."""
+_FIRST_SPARED_STEPS = 8
+"""For so many steps at first, then for twice as many every time."""
+_SPARED_DOUBLINGS_MAX = 6
 
 
 def median(values: list[float]) -> float:
@@ -52,28 +56,36 @@ class Estimator:
 
 
 class Patience:
-    """Whose bytes of one kind this peer has awaited in vain lately. It is waited for no more until they come again: who
-    keeps parts back would otherwise cost everybody the longest wait in every step. Nobody is blamed for anything."""
+    """Whose bytes of one kind this peer has awaited in vain lately. For some steps it is not waited for, longer every
+    time, until they come in time again: who keeps them back, or is always late, would otherwise cost everybody the
+    longest wait in every step. Nobody is blamed for anything."""
 
     def __init__(self) -> None:
         self._in_vain: dict[PeerId, int] = {}
+        self._spared: dict[PeerId, int] = {}
+        """For how many steps more."""
 
-    def waited_in_vain(self, peers: set[PeerId]) -> None:
-        """A wait for them was given up."""
-        for peer in peers:
-            self._in_vain[peer] = self._in_vain.get(peer, 0) + 1
+    def waited_in_vain(self, peers: set[PeerId], among: int) -> None:
+        """A wait for some `among` so many was given up. If it was for half of them, not they failed but the network."""
+        for peer in peers if 2 * len(peers) < among else ():
+            times = self._in_vain[peer] = self._in_vain.get(peer, 0) + 1
+            if times >= _WAITS_IN_VAIN:
+                self._spared[peer] = _FIRST_SPARED_STEPS << min(times - _WAITS_IN_VAIN, _SPARED_DOUBLINGS_MAX)
 
     def came(self, peer: PeerId) -> None:
-        """Something came after all, in time or not."""
+        """It was in time."""
         self._in_vain.pop(peer, None)
+        self._spared.pop(peer, None)
 
     def spent(self) -> set[PeerId]:
         """Those that are not waited for."""
-        return {peer for peer, times in self._in_vain.items() if times >= _WAITS_IN_VAIN}
+        return set(self._spared)
 
-    def keep(self, peers: set[PeerId]) -> None:
-        """Forget everybody else."""
-        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer in peers}
+    def next_step(self, members: set[PeerId], resting: Collection[bytes]) -> None:
+        """A step of these members begins; only they and those who rest, and will be back, are remembered."""
+        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer in members or peer in resting}
+        left = {peer: steps - (peer in members) for peer, steps in self._spared.items()}
+        self._spared = {peer: steps for peer, steps in left.items() if peer in self._in_vain and steps}
 
 
 @dataclass(slots=True)
@@ -87,11 +99,13 @@ class Timing:
     """With contributors whose parts this peer aggregates."""
     aggregates: Patience = field(default_factory=Patience)
     """With aggregators."""
+    projections: Patience = field(default_factory=Patience)
+    """With aggregators that are to show that they were right."""
 
-    def keep(self, peers: set[PeerId]) -> None:
-        """Remember nothing of others."""
-        self.parts.keep(peers)
-        self.aggregates.keep(peers)
+    def next_step(self, members: set[PeerId], resting: Collection[bytes]) -> None:
+        """A step begins; nothing is remembered of others."""
+        for patience in (self.parts, self.aggregates, self.projections):
+            patience.next_step(members, resting)
 
 
 def timing_of(manifest: Manifest) -> Timing:

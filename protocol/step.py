@@ -80,7 +80,7 @@ class StepMachine:
         self.me = signer.peer_id
         self._voice = Voice(signer, run_id, facts.head)
         self._timing = timing
-        timing.keep(set(facts.peers))
+        timing.next_step(set(facts.peers), facts.head.roster.rests)
         self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
         self.holdings = Holdings(facts, signer.peer_id)
@@ -101,8 +101,6 @@ class StepMachine:
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
-        self._open_view = 0
-        """The newest view a quorum has asked for, as far as this member knows: the one whose wait has begun."""
         self._deadline = now + timing.work.bound_seconds()
         self._resend_wait = timing.delivery_seconds
         self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
@@ -127,7 +125,8 @@ class StepMachine:
         """When `advance` wants to be called again although nothing came."""
         if self.phase is Phase.DONE:
             return None
-        accepted, times = self.accepted, [self._deadline, self._resend_at, self._grace.next_deadline()]
+        accepted, grace = self.accepted, self._grace.next_deadline()
+        times = [self._deadline, self._resend_at, grace, self.ballot.locks_heard_at]
         if accepted is not None:
             times.append(accepted.settles_at)
             times.append(accepted.schedule.pull if self.phase is Phase.EXCHANGE and not self._pulled else None)
@@ -274,7 +273,7 @@ class StepMachine:
         if self._acceptable_cut() is not None:
             return Trigger.CUT_ACCEPTED
         too_few = len(self.transcript.commits) < self.quorum and self.ballot.lock is None
-        if late and (too_few or self._open_view < self.ballot.view):
+        if late and (too_few or not self.ballot.is_open):
             self._deadline = now + self._view_seconds()
             return None
         return Trigger.VIEW_CHANGED if late else None
@@ -449,6 +448,8 @@ class StepMachine:
         if required is not None and not is_bound:
             self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
             return
+        if not is_bound and not self.ballot.knows_locks:
+            return
         if required is None and (self._forward_overlooked(opened, header) or not self._may_void(header, now)):
             return
         # Should the new lock never reach the disk, the old one's grounds are still there.
@@ -492,13 +493,8 @@ class StepMachine:
             self.phase = follow(self.phase, Trigger.VIEW_CHANGED) or self.phase
 
     def _begin_wait(self, now: float) -> None:
-        """The wait for a view's proposer begins when a quorum has asked for the view; whoever asked first would
-        otherwise be ahead of the others for ever, and one view ahead is enough to miss every proposal."""
-        view = self.ballot.view
-        if self._open_view < view and self.ballot.may_propose():
-            self._open_view = view
-            if self.phase is Phase.PROPOSE:
-                self._deadline = now + self._view_seconds()
+        if self.ballot.open(now, 2 * self._timing.delivery_seconds) and self.phase is Phase.PROPOSE:
+            self._deadline = now + self._view_seconds()
 
     def _change_view(self, view: int) -> None:
         self.ballot.view = view

@@ -21,7 +21,11 @@ pytest.register_assert_rewrite("tests.dht.conformance", "tests.peer.transport.co
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no CUDA device; torch is imported only when such a test was collected."""
+    """Run tests with real sockets and processes one after the other, in whichever process: beside each other they would
+    starve. Skip `gpu` tests where there is no CUDA device; torch is imported only when such a test was collected."""
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.xdist_group("network"))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

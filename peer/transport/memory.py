@@ -198,7 +198,11 @@ class MemoryTransport(Transport):
     async def open(self, peer: PeerId, protocol: str, timeout_seconds: float) -> Stream:
         self._network.find(self.peer_id)
         self._table.require_welcome(peer)
-        return self._network.find(peer).accept_from(self, protocol)
+        stream = self._network.find(peer).accept_from(self, protocol)
+        if self._table.refuses(peer):
+            stream.abort()
+            self._table.require_welcome(peer)
+        return stream
 
     async def serve(self, protocol: str, handler: Handler) -> None:
         self._table.register(protocol, handler)

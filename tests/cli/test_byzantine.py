@@ -49,10 +49,10 @@ def test_a_part_is_measured_and_the_page_says_what_is_missing(call: Call, tmp_pa
     assert "page/detection.png" in text
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"protocol.jsonl", "draws.json", "detection.png"}
     assert len(read_results(tmp_path / "page")) == 2
+    it_goes_on_where_it_was_and_writes_the_page_from_what_is_stored(call, tmp_path)
 
 
-def test_it_goes_on_where_it_was_and_writes_the_page_from_what_is_stored(call: Call, tmp_path: Path) -> None:
-    call(*ARGUMENTS)
+def it_goes_on_where_it_was_and_writes_the_page_from_what_is_stored(call: Call, tmp_path: Path) -> None:
     page = (tmp_path / "page.md").read_bytes()
     results = (tmp_path / "page" / "protocol.jsonl").read_bytes()
     code, _, said = call(*ARGUMENTS)

@@ -406,7 +406,7 @@ async def test_strangers_that_lie_or_say_nothing_do_not_keep_a_newcomer_out(
     tmp_path: Path, fake_compute: list[FakeCompute], monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
     monkeypatch.setattr(daemon_module, "CHAIN_ANSWER_SECONDS_MAX", 0.3)
-    async with Swarm(tmp_path, 2, extra=1, steps=400) as swarm:
+    async with Swarm(tmp_path, 2, extra=1, steps=150) as swarm:
         swarm.start()
         await swarm.peers[0].certified(3)
         liars = [Liar(swarm, number) for number in range(20, 23)]
@@ -415,7 +415,7 @@ async def test_strangers_that_lie_or_say_nothing_do_not_keep_a_newcomer_out(
         for liar in liars:
             liar.answer = answer
             await liar.start(newcomer)
-        agree(await swarm.end(*swarm.peers), 400)
+        agree(await swarm.end(*swarm.peers), 150)
         assert any(liar.asked.is_set() for liar in liars)
         for liar in liars:
             await liar.close()

@@ -39,6 +39,22 @@ def test_the_first_view_needs_no_requests_and_later_ones_a_quorum() -> None:
     assert state.may_propose()
 
 
+def test_a_later_view_opens_with_a_quorum_and_locks_are_known_a_while_after() -> None:
+    state = ballot()
+    assert state.knows_locks
+    state.view = 1
+    state.request(A, 1, NOTHING)
+    state.request(B, 1, NOTHING)
+    assert not state.open(10.0, 2.0)
+    assert not state.knows_locks
+    state.request(C, 1, NOTHING)
+    assert state.open(11.0, 2.0)
+    assert not state.open(12.9, 2.0), "it is open already"
+    assert not state.knows_locks
+    state.open(13.0, 2.0)
+    assert state.knows_locks
+
+
 def test_a_member_is_counted_once_and_with_its_latest_request() -> None:
     state = ballot()
     state.view = 1

@@ -47,15 +47,21 @@ def test_missing_parts_are_fetched_once_and_then_applied() -> None:
     parts = certificate(1).header.parts
     catch_up.on_blob(parts[2])
     asked = catch_up.advance(2, OTHERS)
-    assert [effect for effect in asked if isinstance(effect, FetchBlob)] == [
-        FetchBlob(OTHERS, Digest(parts[part])) for part in (0, 1, 3)
-    ]
+    fetched = [effect for effect in asked if isinstance(effect, FetchBlob)]
+    assert [effect.digest for effect in fetched] == [parts[part] for part in (0, 1, 3)]
+    assert all(set(effect.candidates) == set(OTHERS) for effect in fetched)
     assert asked[0] == first_expectation(1)
     assert catch_up.advance(2, OTHERS) == []
     for part in (0, 1, 3):
         catch_up.on_blob(parts[part])
     assert catch_up.advance(2, OTHERS) == [ApplyUpdate(1, parts)]
     assert catch_up.advance(2, OTHERS) == []
+
+
+def test_everybody_who_is_behind_asks_another_member_for_each_part() -> None:
+    """Seven peers that rested once asked the first member for everything, and it was late with its own work for it."""
+    asked = [effect for effect in behind(1, 2).advance(2, OTHERS) if isinstance(effect, FetchBlob)]
+    assert {effect.candidates[0] for effect in asked} == set(OTHERS)
 
 
 def test_void_parts_are_not_fetched() -> None:

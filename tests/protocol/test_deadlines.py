@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol.accepted_cut import lay_out
 from crowdsurf.protocol.deadlines import Estimator, Patience, median
+from crowdsurf.protocol.ids import PeerId
 from tests.protocol.swarm import FakeSigner
 
 
@@ -51,20 +52,55 @@ def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float
     assert checked.outcome <= now + 3 * transfer + 6 * delivery + 1e-3
 
 
+FIRST, SECOND = (FakeSigner(number).peer_id for number in range(2))
+
+
+def steps_spared(patience: Patience, peer: PeerId) -> int:
+    """In how many steps it is not waited for from now on."""
+    for steps in range(10_000):
+        if peer not in patience.spent():
+            return steps
+        patience.next_step({FIRST, SECOND}, ())
+    raise AssertionError("for ever")
+
+
 def test_patience_ends_after_two_waits_in_vain_and_comes_back() -> None:
-    patience, (first, second) = Patience(), (FakeSigner(number).peer_id for number in range(2))
-    patience.waited_in_vain({first, second})
+    patience = Patience()
+    patience.waited_in_vain({FIRST, SECOND}, 5)
     assert patience.spent() == set()
-    patience.waited_in_vain({first})
-    assert patience.spent() == {first}
-    patience.came(first)
-    patience.waited_in_vain({first})
+    patience.waited_in_vain({FIRST}, 5)
+    assert patience.spent() == {FIRST}
+    patience.came(FIRST)
+    assert patience.spent() == set()
+    patience.waited_in_vain({FIRST}, 5)
     assert patience.spent() == set()
 
 
-def test_patience_remembers_only_those_who_are_still_there() -> None:
-    patience, (first, second) = Patience(), (FakeSigner(number).peer_id for number in range(2))
+def test_if_half_of_a_group_is_late_the_network_failed_and_everybody_is_waited_for() -> None:
+    patience = Patience()
+    for _ in range(5):
+        patience.waited_in_vain({FIRST, SECOND}, 4)
+    assert patience.spent() == set()
+
+
+def test_whoever_is_late_again_is_spared_for_twice_as_long() -> None:
+    patience = Patience()
+    patience.waited_in_vain({FIRST}, 5)
+    spared = []
+    for _ in range(10):
+        patience.waited_in_vain({FIRST}, 5)
+        spared.append(steps_spared(patience, FIRST))
+    assert spared == [8, 16, 32, 64, 128, 256, 512, 512, 512, 512]
+
+
+def test_patience_remembers_members_and_those_who_rest_and_nobody_else() -> None:
+    patience = Patience()
     for _ in range(2):
-        patience.waited_in_vain({first, second})
-    patience.keep({second})
-    assert patience.spent() == {second}
+        patience.waited_in_vain({FIRST, SECOND}, 5)
+    for _ in range(100):
+        patience.next_step({SECOND}, (FIRST,))
+    assert patience.spent() == {FIRST}, "while it rests nobody waits for it, so that costs it nothing"
+    patience.next_step({SECOND}, ())
+    assert patience.spent() == set()
+    patience.waited_in_vain({FIRST}, 5)
+    assert patience.spent() == set(), "forgotten altogether"

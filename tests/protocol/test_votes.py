@@ -208,7 +208,21 @@ def test_a_lock_that_others_report_is_required_even_if_it_overlooks_work() -> No
 def test_a_lock_nobody_can_check_requires_nothing() -> None:
     voter = Voter()
     voter.ask_for_view(1, lock=consistent(STEP, cut=name("no such cut")))
-    assert votes(voter.propose(GOOD, view=1)) == [(1, NAME)]
+    assert votes(voter.propose(GOOD, view=1)) == []
+    assert votes(voter.wait(lambda: voter.machine.ballot.knows_locks)) == [(1, NAME)]
+
+
+def test_nobody_votes_for_another_header_before_it_must_have_heard_of_locks() -> None:
+    """Two liars that propose first and second once had two headers certified: some voted before they heard what others
+    were locked on."""
+    voter = Voter()
+    voter.ask_for_view(1)
+    assert votes(voter.propose(GOOD, view=1)) == []
+    lock = ViewChange(without_nonce(SECOND), 0)
+    assert votes(voter.hear(STEP.say(FIRST, Kind.VIEW_CHANGE, lock, 1), 0.9)) == []
+    said = voter.wait(lambda: voter.machine.ballot.knows_locks)
+    assert votes(said) == []
+    assert Code.LOCKED in codes(said)
 
 
 def test_a_member_that_gave_up_first_does_not_run_ahead_of_the_views() -> None:
@@ -228,7 +242,8 @@ def test_a_member_that_gave_up_first_does_not_run_ahead_of_the_views() -> None:
     let_time_pass(40)
     assert machine.ballot.view == 1
     voter.hear(STEP.say(THIRD, Kind.VIEW_CHANGE, ViewChange(None, 0), 1), moment)
-    assert votes(voter.propose(GOOD, view=1, now=moment + 1.9)) == [(1, NAME)]
+    assert votes(voter.propose(GOOD, view=1, now=moment + 0.9)) == []
+    assert votes(voter.wait(lambda: machine.ballot.knows_locks)) == [(1, NAME)]
     let_time_pass(40)
     assert machine.ballot.view == 2
 

@@ -310,8 +310,8 @@ class TransportConformance:
         inbound = Inbound()
         await listener.serve(PROTOCOL, inbound)
         dialler.refuse(BannedMeanwhile())
-        with pytest.raises(WorldError):
-            await use(await dialler.open(listener.peer_id, PROTOCOL, PATIENCE_SECONDS))
+        with pytest.raises(WorldError, match="refused"):
+            await dialler.open(listener.peer_id, PROTOCOL, PATIENCE_SECONDS)
 
     async def test_streams_are_aborted_but_for_the_spared_ones(self, pair: Pair) -> None:
         near, far = await joined(pair)
