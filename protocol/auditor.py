@@ -156,7 +156,8 @@ class Auditor:
         cut = transcript.cut(header.cut) if transcript is not None else None
         if transcript is not None and cut is not None:
             commits = transcript.named_by(cut, before.roster.peers)
-            shown, named = what_was_vouched_for(before, header, cut, transcript)
+            enough = len(before.roster) - quorum_of(len(before.roster), self._quorum_rule) + 1
+            shown, named = what_was_vouched_for(before, header, cut, transcript, enough)
             record = Record(before, header, head.audits, commits, shown, named)
             self.tribunal.remember(record)
             self._compare_findings(record, head)
@@ -270,15 +271,17 @@ def _others(head: Head, me: PeerId) -> tuple[PeerId, ...]:
 
 
 def what_was_vouched_for(
-    before: Head, header: Header, cut: Cut, transcript: Transcript
-) -> tuple[tuple[Opened, ...], frozenset[bytes]]:
-    """The projections that a header names, and all aggregates of its cut that anybody had heard of in time."""
+    before: Head, header: Header, cut: Cut, transcript: Transcript, enough: int
+) -> tuple[tuple[Opened, ...], frozenset[tuple[int, bytes]]]:
+    """The projections that a header names, and the parts and aggregates of its cut that so many members had heard of in
+    time that an honest one is among them: nobody could judge what is said of others."""
     contributors = tuple(index for index, _ in cut.commits)
     duties = assignment.aggregators(before.beacon, contributors, len(before.roster))
-    shown, named = [], set[bytes]()
+    shown, named = [], {(part, name) for part, name in enumerate(header.parts) if name}
     for part, index in enumerate(duties):
         name = header.projections[part] if header.projections else b""
         said = transcript.projection_with(name, before.roster.peers[index])
         shown += [said] if said is not None else []
-        named.update(transcript.witnesses(header.cut, part))
+        heard = transcript.witnesses(header.cut, part).items()
+        named.update((part, aggregate) for aggregate, members in heard if len(members) >= enough)
     return tuple(shown), frozenset(named)

@@ -53,8 +53,9 @@ class Record(NamedTuple):
     """The commits of the cut."""
     projections: tuple[Opened, ...] = ()
     """What vouched for the aggregates that count."""
-    named: frozenset[bytes] | None = None
-    """Aggregates of the cut that were fixed before the beacon; None to whom only the chain is known."""
+    named: frozenset[tuple[int, bytes]] | None = None
+    """Parts of the cut and their aggregates, of which somebody honest had heard before the beacon; None to whom only
+    the chain is known."""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -176,7 +177,8 @@ def subject_of(accusation: Accusation) -> bytes:
 
 
 def case_name(opened: Opened, proven: bool) -> Digest:
-    """The name of a case. A false proof is a case against its sender alone, so its name holds the sender."""
+    """The name of a case. A proof that holds convicts the accused whoever shows it. All else may turn against its
+    sender, so its name holds the sender: nobody can hide behind another one that has said the same."""
     return opened.digest if proven else digest("payload", opened.sender + opened.digest)
 
 
@@ -228,16 +230,17 @@ def _projection_in_question(
     member, projection = particular_of(accusation, run_id, verify)
     if projection.cut != record.header.cut or withheld(record.header):
         raise Refusal(Code.BAD_ACCUSATION, "nothing came of the cut that this projection is about")
-    if projection.part >= len(record.head.roster) or (
-        record.named is not None and projection.aggregate not in record.named
-    ):
-        raise Refusal(Code.BAD_ACCUSATION, "nobody has heard of this aggregate")
+    header, head = record.header, record.head
+    duties = assignment.aggregators(head.beacon, tuple(indexes_of(header.contributors)), len(head.roster))
+    if projection.part >= len(duties) or head.roster.peers[duties[projection.part]] != accusation.accused:
+        raise Refusal(Code.BAD_ACCUSATION, "this part was not the accused's to aggregate")
+    if record.named is not None and (projection.part, projection.aggregate) not in record.named:
+        raise Refusal(Code.BAD_ACCUSATION, "nobody honest has heard of this aggregate")
     if member not in indexes_of(projection.included) or member >= len(record.head.roster):
         raise Refusal(Code.BAD_ACCUSATION, "the projection says nothing about this member")
     peer = record.head.roster.peers[member]
     if accuser != peer and all((audit.validator, audit.target) != (accuser, peer) for audit in record.audits):
         raise Refusal(Code.BAD_ACCUSATION, "the accuser cannot know this line")
-    header, head = record.header, record.head
     seed = assignment.work_seed(head.beacon, peer)
     audit = Audit(accuser, peer, header.step, seed, len(head.roster), Digest(header.state))
     return Question(audit, member, projection)

@@ -163,7 +163,7 @@ class Ban(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     step: Step
     """The step it did it in."""
     case: DigestBytes
-    """Payload digest of the accusation that convicted it."""
+    """Name of the case that convicted it (`cases.case_name`)."""
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -229,7 +229,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """What a member found when it recomputed what an accusation is about."""
 
     case: DigestBytes
-    """Payload digest of the accusation."""
+    """Its name (`cases.case_name`)."""
     guilty: PeerBytes
     """The accused, or the accuser."""
 

@@ -127,7 +127,7 @@ class Tribunal:
             raise Refusal(Code.BAD_ACCUSATION, "nobody is accused of this")
         if accusation.accused in roster.outlaws:
             raise Refusal(Code.DUPLICATE, "it is banned already")
-        if opened.digest in self._cases:
+        if opened.digest in self._cases or case_name(opened, proven=False) in self._cases:
             raise Refusal(Code.DUPLICATE, "heard before")
         if accusation.reason in PROVEN:
             self._open_proven(opened, accusation, named)
@@ -140,8 +140,6 @@ class Tribunal:
     def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
         holds = proof_holds(accusation, self._run_id, self._verify, self._clipping)
         name = case_name(opened, holds)
-        if name in self._cases:
-            raise Refusal(Code.DUPLICATE, "heard before")
         guilty = PeerId(accusation.accused) if holds else opened.sender
         if self.is_proven(guilty) and not named(name):
             raise Refusal(Code.DUPLICATE, "it is convicted already")
@@ -155,7 +153,8 @@ class Tribunal:
         if record is None:
             raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
         question = question_of(accusation, opened.sender, record, self._run_id, self._verify)
-        self._cases[opened.digest] = Case(opened.digest, opened, accusation, question)
+        name = case_name(opened, proven=False)
+        self._cases[name] = Case(name, opened, accusation, question)
         audit, projection = question.audit, question.projection
         wanted = [b""] * audit.parts
         if projection is not None and projection.part < audit.parts:

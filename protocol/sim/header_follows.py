@@ -140,7 +140,7 @@ class HeaderFollows(Checker):
         """The last step of whoever was a member and is none any more."""
         self._nodes: dict[int, object] = {}
         self._accusations: dict[bytes, list[Opened]] = {}
-        """By payload digest."""
+        """By each name that its case could have: with its sender, or of the bytes alone."""
         self._verdicts: dict[tuple[bytes, bytes], set[bytes]] = {}
         """Who found whom guilty, by case and guilty peer."""
 
@@ -186,7 +186,8 @@ class HeaderFollows(Checker):
 
     def _collect_case(self, opened: Opened) -> None:
         if isinstance(opened.payload, Accusation):
-            self._accusations.setdefault(opened.digest, []).append(opened)
+            for name in (opened.digest, digest("payload", opened.sender + opened.digest)):
+                self._accusations.setdefault(name, []).append(opened)
         elif isinstance(opened.payload, Verdict):
             case = (opened.payload.case, opened.payload.guilty)
             self._verdicts.setdefault(case, set()).add(opened.sender)
@@ -279,32 +280,23 @@ class HeaderFollows(Checker):
     def _convicts(self, host: Host, ban: Ban, before: Before) -> bool:
         """Whether what was said convicts a peer of just that: its own signatures, or more than half of the members."""
         node = host.node
-        for name, opened in self._accusations_of(ban):
-            said = opened.payload
+        for opened in self._accusations.get(ban.case, []):
+            said, is_anonymous = opened.payload, ban.case == opened.digest
             if not isinstance(said, Accusation) or said.step != ban.step:
                 continue
             if said.reason in PROVEN:
                 holds = proof_holds(said, node.chain.run_id, node._verify, clipping_of(node.chain.manifest))
                 guilty = said.accused if holds else opened.sender
                 reason = said.reason if holds else Reason.FALSE_ACCUSATION
-                if (ban.peer, ban.reason) == (guilty, reason) and holds == (ban.case == name):
+                if (ban.peer, ban.reason) == (guilty, reason) and holds == is_anonymous:
                     return True
                 continue
             reasons = {said.accused: said.reason, opened.sender: int(Reason.FALSE_ACCUSATION)}
             members = {member.peer for member in before.members}
             found = self._verdicts.get((ban.case, ban.peer), set()) & members
-            if ban.case == name and ban.reason == reasons.get(ban.peer) and 2 * len(found) > len(members):
+            if not is_anonymous and ban.reason == reasons.get(ban.peer) and 2 * len(found) > len(members):
                 return True
         return False
-
-    def _accusations_of(self, ban: Ban) -> list[tuple[bytes, Opened]]:
-        """What a ban may rest on: the accusation its case is named after, or, of a false proof, the one that names its
-        sender too."""
-        found = [(ban.case, opened) for opened in self._accusations.get(ban.case, [])]
-        for name, accusations in self._accusations.items():
-            if ban.case == digest("payload", ban.peer + name):
-                found += [(name, opened) for opened in accusations]
-        return found
 
 
 def _named_by_most(lists: list[tuple[bytes, ...]], eligible: set[bytes]) -> tuple[bytes, ...]:

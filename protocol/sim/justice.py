@@ -308,15 +308,16 @@ class EvidenceHolds(EvidenceChecker):
         self, evidence: Evidence, opened: Opened, accusation: Accusation, run_id: Digest, roster: Roster
     ) -> str:
         ban, accused = evidence.ban, PeerId(accusation.accused)
-        right = {accused: accusation.reason, opened.sender: int(Reason.FALSE_ACCUSATION)}
-        if ban.case != opened.digest or right.get(PeerId(ban.peer)) != ban.reason:
-            return "the accusation is not the one that led to it"
         if accusation.reason == Reason.WRONG_PROJECTION:
             problem = self._problem_of_objection(opened.sender, accusation, accused, run_id)
         else:
             problem = self._problem_of_audit(opened.sender, accusation, accused)
         if problem:
             return problem
+        right = {accused: accusation.reason, opened.sender: int(Reason.FALSE_ACCUSATION)}
+        name = digest("payload", opened.sender + opened.digest)  # another accuser's word is another case
+        if ban.case != name or right.get(PeerId(ban.peer)) != ban.reason:
+            return "the accusation is not the one that led to it"
         agree = set()
         for envelope in evidence.verdicts:
             verdict = open_envelope(envelope, run_id, self._verify)

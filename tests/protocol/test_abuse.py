@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from crowdsurf.protocol import events, limits
-from crowdsurf.protocol.cases import Proof, proof_holds
+from crowdsurf.protocol import effects, events, limits
+from crowdsurf.protocol.cases import Proof, objection_to, proof_holds
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Reason, Verdict, Vote
@@ -68,6 +68,29 @@ def test_one_dispute_is_one_case_however_it_is_spelled() -> None:
     say(swarm, validator, Accusation(target.id, Reason.WRONG_GRADIENT, step), others_of(swarm, validator))
     assert swarm.run_to_end()
     assert_just(swarm, validator, reason=Reason.FALSE_ACCUSATION)
+
+
+def is_verdict(effect: effects.Effect) -> bool:
+    return isinstance(effect, effects.SendEnvelope) and effect.envelope.kind == Kind.VERDICT
+
+
+def test_two_that_accuse_falsely_with_the_same_bytes_are_banned_both() -> None:
+    """A validator and its target say the same of an honest aggregator, and judge nobody. Whom one hears first differs,
+    and decides nothing."""
+    swarm = watchful_swarm(7, steps=14)
+    validator, target, step = run_until_drawn(swarm, "validator")
+    liars = (validator, target)
+    for liar in liars:
+        liar.before_effect = lambda effect: not is_verdict(effect)
+    record = validator.node.auditor.tribunal.record(step)
+    assert record is not None
+    shown = next(one for one in record.projections if one.sender not in (validator.id, target.id))
+    accusation = objection_to(shown, record.head.roster.indexes[target.id])
+    for number, peer in enumerate(peer for peer in swarm.list if peer not in liars):
+        for liar in liars if number % 2 else liars[::-1]:
+            say(swarm, liar, accusation, [peer])
+    assert swarm.run_to_end()
+    assert_just(swarm, *liars, reason=Reason.FALSE_ACCUSATION)
 
 
 def test_a_verdict_that_comes_back_after_a_restart_is_no_surprise() -> None:

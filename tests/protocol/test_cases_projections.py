@@ -16,6 +16,7 @@ from crowdsurf.protocol.assignment import work_seed
 from crowdsurf.protocol.cases import (
     Particular,
     Record,
+    case_name,
     check_objection,
     cut_objected_to,
     guilty_of,
@@ -350,7 +351,7 @@ def test_a_line_is_judged_by_working_it_out_from_the_work_and_the_aggregate() ->
     assert tribunal.accuse(said, STEP.head.roster) == [asked]
     assert tribunal.convictions(STEP.head.roster, 3) == {}
     assert tribunal.recomputed(dataclasses.replace(FOUND, lines=())) == []  # it remembers no aggregate: no verdict
-    assert tribunal.recomputed(FOUND) == [Verdict(said.digest, STEP.peers[LIAR])]
+    assert tribunal.recomputed(FOUND) == [Verdict(case_name(said, False), STEP.peers[LIAR])]
 
 
 def test_an_accusation_of_a_wrong_projection_needs_one() -> None:
@@ -360,12 +361,13 @@ def test_an_accusation_of_a_wrong_projection_needs_one() -> None:
 
 def test_the_evidence_of_a_wrong_projection_is_in_its_accusation() -> None:
     tribunal, said = court(), spoken(VICTIM, objection_to(lie_about(VICTIM), VICTIM), step=1)
+    case = case_name(said, False)
     tribunal.accuse(said, STEP.head.roster)
     for judge in range(4):
-        verdict = Verdict(said.digest, STEP.peers[LIAR])
-        tribunal.judge(seal(STEP.signers[judge], RUN, Slot(1, 0, Kind.VERDICT, said.digest), verdict))
+        verdict = Verdict(case, STEP.peers[LIAR])
+        tribunal.judge(seal(STEP.signers[judge], RUN, Slot(1, 0, Kind.VERDICT, case), verdict))
     (ban,) = tribunal.convictions(STEP.head.roster, 3).values()
-    assert ban == Ban(STEP.peers[LIAR], Reason.WRONG_PROJECTION, 0, said.digest)
+    assert ban == Ban(STEP.peers[LIAR], Reason.WRONG_PROJECTION, 0, case)
     evidence = tribunal.evidence(ban, STEP.certificate(header=msgspec.structs.replace(STEP.header, bans=(ban,))))
     assert evidence is not None
     assert (evidence.accusation, len(evidence.verdicts), evidence.exhibits) == (said.envelope, 4, ())

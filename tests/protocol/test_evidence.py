@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits, wire
-from crowdsurf.protocol.cases import subject_of
-from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.cases import case_name, subject_of
+from crowdsurf.protocol.envelope import Slot, open_envelope, seal
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.evidence import (
     CHAPTER_STEPS,
@@ -24,7 +24,7 @@ from crowdsurf.protocol.evidence import (
     pack_evidence,
     unpack_evidence,
 )
-from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import run_id_of
 from crowdsurf.protocol.messages import (
     Accusation,
@@ -229,6 +229,11 @@ def said(case: Trial, sender: bytes, step: int, accusation: Accusation) -> Envel
     return seal(case.signers[PeerId(sender)], run_id_of(case.manifest), slot, accusation).envelope
 
 
+def case_of(accusation: Envelope) -> Digest:
+    """The name of a case that has to be judged."""
+    return case_name(open_envelope(accusation, accusation.run_id, lambda *_: True), False)
+
+
 def judged(case: Trial, step: int, verdict: Verdict) -> tuple[Envelope, ...]:
     slot = Slot(step, 0, Kind.VERDICT, verdict.case)
     run_id = run_id_of(case.manifest)
@@ -245,7 +250,7 @@ def test_a_peer_cannot_be_banned_on_the_word_of_one_that_was_not_drawn() -> None
     for accuser in victims[1:]:
         accusation = Accusation(accused, Reason.WRONG_GRADIENT, step)
         envelope = said(case, accuser, step + 1, accusation)
-        name = payload_digest(envelope.payload)
+        name = case_of(envelope)
         ban = Ban(accused, Reason.WRONG_GRADIENT, step, name)
         verdicts = judged(case, step + 1, Verdict(name, accused))
         check_it = banned_by_all(case, evidence, ban, accusation=envelope, verdicts=verdicts, exhibits=())
@@ -285,8 +290,9 @@ def test_a_peer_cannot_be_banned_for_a_line_on_the_word_of_one_that_cannot_know_
     drawn = {audit.validator for head in case.heads for audit in head.audits if audit.step == accusation.step}
     for accuser in sorted(case.honest - drawn - {found.audit.target}):
         envelope = said(case, accuser, evidence.accusation.step, accusation)
-        verdicts = judged(case, envelope.step, Verdict(evidence.ban.case, evidence.ban.peer))
-        check_it = banned_by_all(case, evidence, evidence.ban, accusation=envelope, verdicts=verdicts)
+        ban = replace(evidence.ban, case=case_of(envelope))
+        verdicts = judged(case, envelope.step, Verdict(ban.case, ban.peer))
+        check_it = banned_by_all(case, evidence, ban, accusation=envelope, verdicts=verdicts)
         refused(check_it, Code.BAD_ACCUSATION)
     assert len(case.honest - drawn) > 1
 

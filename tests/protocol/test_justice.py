@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol import effects, events
-from crowdsurf.protocol.cases import proof_holds
+from crowdsurf.protocol.cases import case_name, proof_holds
 from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
@@ -448,7 +448,7 @@ def test_the_evidence_of_a_recomputation_is_the_accusation_the_commit_and_a_quor
     (ban,) = certificate.header.bans
     assert (evidence.ban, evidence.certificate.header) == (ban, certificate.header)
     accusation = opened(evidence.accusation)
-    assert accusation.digest == ban.case
+    assert case_name(accusation, False) == ban.case
     found = {opened(envelope).sender: opened(envelope).payload for envelope in evidence.verdicts}
     guilty = [peer for peer, payload in found.items() if payload == Verdict(ban.case, ban.peer)]
     assert len(guilty) >= quorum_of(len(before.roster), "majority")

@@ -66,6 +66,7 @@ def proof(accused: PeerId = TARGET, number: int = 0, step: int = 1) -> bytes:
 
 
 DISPUTE = accuse(Accusation(TARGET, Reason.WRONG_GRADIENT, 0))
+CASE = case_name(DISPUTE, False)
 PROVEN = accuse(Accusation(TARGET, Reason.EQUIVOCATION, 1, proof()), JUDGE)
 FALSE = accuse(Accusation(TARGET, Reason.EQUIVOCATION, 1, b"no proof"), JUDGE)
 
@@ -137,7 +138,7 @@ def test_an_accusation_of_a_wrong_gradient_says_what_to_compute_again() -> None:
 def test_who_is_guilty_is_found_once_by_computing_it_again(parts: tuple[Digest, ...], guilty: PeerId) -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
-    assert court.recomputed(found(parts)) == [Verdict(DISPUTE.digest, guilty)]
+    assert court.recomputed(found(parts)) == [Verdict(CASE, guilty)]
     assert court.recomputed(found(parts)) == []
     assert court.convictions(ROSTER, QUORUM) == {}  # what one member found is its own word
 
@@ -157,35 +158,35 @@ def test_a_quorum_of_equal_verdicts_convicts_and_fewer_do_not() -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
     for count, judge in enumerate(PEERS[2:], 1):
-        court.judge(verdict(DISPUTE.digest, judge, TARGET))
+        court.judge(verdict(CASE, judge, TARGET))
         bans = court.convictions(ROSTER, QUORUM)
         if count < QUORUM:
             assert bans == {}
         else:
-            assert bans == {DISPUTE.digest: Ban(TARGET, Reason.WRONG_GRADIENT, 0, DISPUTE.digest)}
+            assert bans == {CASE: Ban(TARGET, Reason.WRONG_GRADIENT, 0, CASE)}
 
 
 def test_verdicts_for_different_peers_are_not_added_up() -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
     for index, judge in enumerate(PEERS[1:]):
-        court.judge(verdict(DISPUTE.digest, judge, VALIDATOR if index % 2 else TARGET))
+        court.judge(verdict(CASE, judge, VALIDATOR if index % 2 else TARGET))
     assert court.convictions(ROSTER, QUORUM) == {}
-    court.judge(verdict(DISPUTE.digest, VALIDATOR, VALIDATOR))
+    court.judge(verdict(CASE, VALIDATOR, VALIDATOR))
     bans = court.convictions(ROSTER, QUORUM)
-    assert bans == {DISPUTE.digest: Ban(VALIDATOR, Reason.FALSE_ACCUSATION, 0, DISPUTE.digest)}
+    assert bans == {CASE: Ban(VALIDATOR, Reason.FALSE_ACCUSATION, 0, CASE)}
 
 
 def test_a_member_has_one_verdict_whatever_it_says_later() -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
     for step in range(1, 6):
-        said = verdict(DISPUTE.digest, JUDGE, TARGET, step)
+        said = verdict(CASE, JUDGE, TARGET, step)
         if step == 1:
             court.judge(said)
         else:
             refused(partial(court.judge, said), Code.DUPLICATE)
-    refused(lambda: court.judge(verdict(DISPUTE.digest, JUDGE, VALIDATOR)), Code.DUPLICATE)
+    refused(lambda: court.judge(verdict(CASE, JUDGE, VALIDATOR)), Code.DUPLICATE)
     assert court.convictions(ROSTER, QUORUM) == {}
 
 
@@ -194,10 +195,10 @@ def test_verdicts_of_peers_that_are_no_members_count_nothing() -> None:
     court.accuse(DISPUTE, ROSTER)
     for number in range(50, 60):
         stranger = FakeSigner(number)
-        court.judge(verdict(DISPUTE.digest, stranger.peer_id, TARGET, signer=stranger))
+        court.judge(verdict(CASE, stranger.peer_id, TARGET, signer=stranger))
     assert court.convictions(ROSTER, QUORUM) == {}
     for judge in PEERS[2:6]:
-        court.judge(verdict(DISPUTE.digest, judge, TARGET))
+        court.judge(verdict(CASE, judge, TARGET))
     assert len(court.convictions(ROSTER, QUORUM)) == 1
     smaller = Roster(tuple(member for member in ROSTER.members if member.peer != PEERS[2]))
     assert court.convictions(smaller, QUORUM) == {}
@@ -205,13 +206,57 @@ def test_verdicts_of_peers_that_are_no_members_count_nothing() -> None:
 
 def test_a_verdict_is_about_a_case_that_is_known_and_one_of_its_two_sides() -> None:
     court = tribunal()
-    refused(lambda: court.judge(verdict(DISPUTE.digest, JUDGE, TARGET)), Code.FUTURE)
+    refused(lambda: court.judge(verdict(CASE, JUDGE, TARGET)), Code.FUTURE)
     court.accuse(DISPUTE, ROSTER)
-    refused(lambda: court.judge(verdict(DISPUTE.digest, JUDGE, PEERS[4])), Code.BAD_ACCUSATION)
-    wrong_slot = seal(SIGNERS[JUDGE], RUN, Slot(1, 0, Kind.VERDICT, b"x"), Verdict(DISPUTE.digest, TARGET))
+    refused(lambda: court.judge(verdict(CASE, JUDGE, PEERS[4])), Code.BAD_ACCUSATION)
+    wrong_slot = seal(SIGNERS[JUDGE], RUN, Slot(1, 0, Kind.VERDICT, b"x"), Verdict(CASE, TARGET))
     refused(lambda: court.judge(wrong_slot), Code.MALFORMED)
     court.accuse(PROVEN, ROSTER)
     refused(lambda: court.judge(verdict(PROVEN.digest, JUDGE, TARGET)), Code.BAD_ACCUSATION)
+
+
+# --- several accusers of one peer ----------------------------------------------------------------------------
+
+SECOND = PEERS[3]
+AGAIN = accuse(Accusation(TARGET, Reason.WRONG_GRADIENT, 0), SECOND)
+"""What the validator says, byte for byte, from another one that was drawn to look at the same work."""
+CASES = {VALIDATOR: CASE, SECOND: case_name(AGAIN, False)}
+
+
+def court_of_two() -> Tribunal:
+    court = tribunal(record()._replace(audits=(AUDIT, AUDIT._replace(validator=SECOND))))
+    asked = court.accuse(DISPUTE, ROSTER) + court.accuse(AGAIN, ROSTER)
+    assert [one.finder for one in asked] == [VALIDATOR, SECOND]
+    return court
+
+
+@pytest.mark.parametrize(("parts", "guilty"), [(RIGHT, None), ((name("lie"), *RIGHT[1:]), TARGET)])
+def test_each_of_two_accusers_that_say_the_same_is_judged(parts: tuple[Digest, ...], guilty: PeerId | None) -> None:
+    court = court_of_two()
+    for accuser, case in CASES.items():
+        found_by = WorkRecomputed(0, AUDIT.seed, accuser, parts, name("finding"))
+        assert court.recomputed(found_by) == [Verdict(case, guilty or accuser)]
+        for judge in PEERS[3:]:
+            court.judge(verdict(case, judge, guilty or accuser))
+    bans = court.convictions(ROSTER, QUORUM)
+    assert {case: ban.peer for case, ban in bans.items()} == {case: guilty or who for who, case in CASES.items()}
+
+
+def test_who_says_the_same_as_a_liar_keeps_its_case_when_the_liar_is_banned() -> None:
+    court = court_of_two()
+    for judge in PEERS[3:]:
+        court.judge(verdict(CASES[SECOND], judge, TARGET))
+    court.forget(2, Roster(ROSTER.members, banned=(VALIDATOR,)))
+    assert court.messages(CASE) == []
+    assert {ban.peer for ban in court.convictions(ROSTER, QUORUM).values()} == {TARGET}
+    assert AGAIN.envelope in court.said_by(SECOND)
+
+
+def test_nobody_opens_a_second_case_by_saying_the_same_again() -> None:
+    court = court_of_two()
+    for step in range(1, limits.CASE_STEPS):
+        again = accuse(Accusation(TARGET, Reason.WRONG_GRADIENT, 0), SECOND, step)
+        refused(partial(court.accuse, again, ROSTER), Code.DUPLICATE)
 
 
 @pytest.mark.parametrize(
@@ -302,10 +347,10 @@ def test_nobody_is_accused_or_convicted_that_is_banned_already() -> None:
 def test_a_case_is_shown_with_all_that_was_said_about_it_and_own_words_are_repeated() -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
-    said = [verdict(DISPUTE.digest, judge, TARGET) for judge in PEERS[2:4]]
+    said = [verdict(CASE, judge, TARGET) for judge in PEERS[2:4]]
     for one in said:
         court.judge(one)
-    assert court.messages(DISPUTE.digest) == [DISPUTE.envelope, *(one.envelope for one in said)]
+    assert court.messages(CASE) == [DISPUTE.envelope, *(one.envelope for one in said)]
     assert court.messages(name("no such case")) == []
     assert court.said_by(VALIDATOR) == [DISPUTE.envelope]
     assert court.said_by(PEERS[2]) == [said[0].envelope]
@@ -315,9 +360,9 @@ def test_a_case_is_shown_with_all_that_was_said_about_it_and_own_words_are_repea
 def test_evidence_holds_what_the_ban_rests_on_by_rising_judge() -> None:
     court = tribunal()
     court.accuse(DISPUTE, ROSTER)
-    said = {judge: verdict(DISPUTE.digest, judge, TARGET).envelope for judge in PEERS[2:6]}
+    said = {judge: verdict(CASE, judge, TARGET).envelope for judge in PEERS[2:6]}
     for judge in reversed(PEERS[2:6]):
-        court.judge(verdict(DISPUTE.digest, judge, TARGET))
+        court.judge(verdict(CASE, judge, TARGET))
     (ban,) = court.convictions(ROSTER, QUORUM).values()
     certificate = Certificate(msgspec.structs.replace(STEP.header, bans=(ban,)), ((0, 0, bytes(64)),))
     evidence = court.evidence(ban, certificate)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from crowdsurf.protocol import assignment, events
-from crowdsurf.protocol.cases import subject_of
+from crowdsurf.protocol.cases import case_name, subject_of
 from crowdsurf.protocol.effects import Effect, SendEnvelope
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -33,7 +33,7 @@ class Accuser(Liar):
             slot = Slot(host.step, 0, Kind.ACCUSATION, subject_of(accusation))
             said = seal(host.signer, host.node.chain.run_id, slot, accusation)
             yield SendEnvelope(effect.to, said.envelope)
-            yield from self.after(host, effect, accusation, said.digest)
+            yield from self.after(host, effect, accusation, case_name(said, False))
 
     def accusations(self, host: Body) -> Iterable[Accusation]:
         """What it says."""
