@@ -118,7 +118,7 @@ def test_a_line_that_is_not_so_rests_on_a_quorum_that_did_the_contributors_work_
 
 
 def test_who_accused_falsely_is_named_and_not_who_was_accused() -> None:
-    case = trial("false_accusation")
+    case = trial("false_accusation", 3)
     for evidence in case.kept:
         found = check(case, case.file(evidence))
         assert found.ban.peer == found.accuser
