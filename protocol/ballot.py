@@ -8,10 +8,8 @@ seen itself, which under synchrony covers a quorum that contains liars. SPEC R-4
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Certificate, Header, ViewChange, header_digest
+from crowdsurf.protocol.messages import Certificate, Envelope, Header, ViewChange, header_digest
 
 _HEADERS_PER_VOTER_MAX = 8
 """Different headers of one step a member's votes are kept for."""
@@ -28,6 +26,9 @@ class Ballot:
         self.lock_view = 0
         self.voted_view = -1
         """Highest view this member has voted in."""
+        self.prepared: tuple[int, bytes] = (-1, b"")
+        """The newest view this member has prepared a header in, and which."""
+        self._prepares: dict[tuple[int, bytes], dict[PeerId, Envelope]] = {}
         self._open_view = 0
         self.locks_heard_at: float | None = None
         """In a view that is open: when this member will have heard what all honest ones are locked on; None if it
@@ -94,23 +95,36 @@ class Ballot:
         later = [view for view in self._requests if view > self.view and self.requests_for(view) >= needed]
         return max(later, default=None)
 
-    def strongest_lock(self, believable: Callable[[Header], bool]) -> Header | None:
+    def prepare(self, peer: PeerId, view: int, name: bytes, envelope: Envelope) -> None:
+        """A member has prepared the header with this digest in a view."""
+        self._prepares.setdefault((view, name), {})[peer] = envelope
+
+    def is_prepared(self, view: int, name: bytes) -> bool:
+        """Whether a quorum has prepared this header in this view. No other header of the view can be: an honest member
+        is in every quorum, and all honest ones see the same header first where one of them prepares."""
+        return len(self._prepares.get((view, name), ())) >= self._quorum
+
+    def proof_of(self, header: Header | None, view: int) -> list[Envelope]:
+        """By what others know that a header was prepared."""
+        return list(self._prepares.get((view, header_digest(header)), {}).values()) if header is not None else []
+
+    def strongest_lock(self) -> Header | None:
         """The header that must be proposed again: the lock of the highest view this member knows of.
 
-        Its own lock counts as it is; somebody else's only if `believable` (complete and correct as far as this
-        member can check), or a liar could block a step by naming a header nobody can verify.
+        Its own lock counts as it is; somebody else's only if a quorum is known to have prepared it in that view: a liar
+        could name any other, and displace what honest members voted for.
         """
         locks = [(self.lock_view, self.lock)] if self.lock is not None else []
         for by in self._requests.values():
             locks += [
                 (change.lock_view, change.lock)
                 for change in by.values()
-                if change.lock is not None and believable(change.lock)
+                if change.lock is not None and self.is_prepared(change.lock_view, header_digest(change.lock))
             ]
         if not locks:
             return None
         highest = max(view for view, _ in locks)
-        # Two locks of one view need a proposer that signed twice; any fixed choice between them will do.
+        # Two locks of one view need more liars than there may be; any fixed choice between them will do.
         return min((header for view, header in locks if view == highest), key=header_digest)
 
     def vote(self, peer: PeerId, view: int, name: bytes, signature: bytes) -> None:

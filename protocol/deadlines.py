@@ -101,10 +101,12 @@ class Timing:
     """With aggregators."""
     projections: Patience = field(default_factory=Patience)
     """With aggregators that are to show that they were right."""
+    echoes: Patience = field(default_factory=Patience)
+    """With members that are to show what was proposed."""
 
     def next_step(self, members: set[PeerId], resting: Collection[bytes]) -> None:
         """A step begins; nothing is remembered of others."""
-        for patience in (self.parts, self.aggregates, self.projections):
+        for patience in (self.parts, self.aggregates, self.projections, self.echoes):
             patience.next_step(members, resting)
 
 

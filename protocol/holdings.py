@@ -10,7 +10,7 @@ import math
 
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.beacon import nonce_digest
-from crowdsurf.protocol.errors import Refusal
+from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.events import WorkDone, WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Ban, Commit, Cut, Envelope, Header, Reveal
@@ -32,6 +32,7 @@ class Holdings:
 
     def __init__(self, facts: StepFacts, me: PeerId) -> None:
         self.facts = facts
+        self.me = me
         self.transcript = Transcript()
         self.blobs: set[bytes] = set()
         """Digests of the bytes that are here."""
@@ -76,12 +77,13 @@ class Holdings:
         """What is missing to vote for a header. Raises Refusal (see `outcome.examine`)."""
         return examine(self.facts, self.transcript, self.blobs, header, self.convictions, self.scrutiny, is_bound)
 
-    def is_believable(self, header: Header) -> bool:
-        """Whether others may have voted for it."""
-        try:
-            return self.examine(header, is_bound=True).nothing
-        except Refusal:
-            return False
+    def to_check(self, missing: Missing, header: Header) -> list[Effect]:
+        """What is to be worked out about the aggregates of a header."""
+        if not missing.unchecked or self.scrutiny is None:
+            return []
+        names = dict(missing.unchecked)
+        unchecked = [names.get(part, b"") for part in range(len(self.facts.peers))]
+        return self.scrutiny.to_check(self.facts.head.step, unchecked, Digest(header.beacon))
 
     def left_out(self, header: Header) -> list[PeerId]:
         """Whose work is here and not in a header."""

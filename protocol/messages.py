@@ -46,6 +46,8 @@ class Kind(enum.IntEnum):
     PROJECTION = 16
     ACCUSATION = 17
     VERDICT = 18
+    ECHO = 19
+    PREPARE = 20
 
 
 class Reason(enum.IntEnum):
@@ -192,6 +194,21 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Payload digest of the projection of every part that counts, where they are checked; else nothing at all."""
 
 
+class Echo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member shows which header of a view it saw first."""
+
+    outcome: DigestBytes
+    """The header's digest."""
+    signature: SignatureBytes
+    """By which the view's proposer has proposed it."""
+
+
+class Prepare(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member finds a header correct, and the only one of its view. A quorum of these may be voted on."""
+
+    header: DigestBytes
+
+
 class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A member signs a header: its digest. Quorum of these = certificate."""
 
@@ -266,7 +283,20 @@ class Want(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 Payload = (
-    Commit | Cut | Aggregate | Reveal | Projection | Header | Vote | ViewChange | Join | Leave | Accusation | Verdict
+    Commit
+    | Cut
+    | Aggregate
+    | Reveal
+    | Projection
+    | Header
+    | Echo
+    | Prepare
+    | Vote
+    | ViewChange
+    | Join
+    | Leave
+    | Accusation
+    | Verdict
 )
 
 PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
@@ -282,6 +312,8 @@ PAYLOAD_TYPES: dict[Kind, type[Payload]] = {
     Kind.LEAVE: Leave,
     Kind.ACCUSATION: Accusation,
     Kind.VERDICT: Verdict,
+    Kind.ECHO: Echo,
+    Kind.PREPARE: Prepare,
 }
 
 

@@ -15,7 +15,7 @@ from crowdsurf.protocol.auditor import Auditor
 from crowdsurf.protocol.cases import check_objection, is_objection
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
-from crowdsurf.protocol.checks import CASE_KINDS, check_slot_form
+from crowdsurf.protocol.checks import CASE_KINDS, LAST_WORDS, check_slot_form
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.effects import (
     CancelWork,
@@ -58,6 +58,7 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import withheld
+from crowdsurf.protocol.sightings import check_echo
 from crowdsurf.protocol.step import StepMachine
 
 _RESULTS: dict[type, Callable[..., None]] = {
@@ -99,21 +100,19 @@ class Node:
         self.membership = Membership(manifest)
         self.evidence: list[Equivocation] = []
         self.finished = False
-        self._signer = signer
-        self._verify = verify
+        self._signer, self._verify = signer, verify
         self._elements = elements
         self._timing = timing_of(manifest)
         self._early: dict[PeerId, list[Envelope]] = {}
         self._gone: set[PeerId] = set()
         self._helped: set[PeerId] = set()
-        self._late_voters: set[PeerId] = set()
+        self._late_words: set[tuple[PeerId, int]] = set()
         self._ahead: dict[PeerId, int] = {}
         self._chain_asked_until: float | None = None
         self._announce_at: float | None = None
         self._recovered = Recovered()
         self.auditor = Auditor(signer, self.chain.run_id, verify, manifest.quorum, clipping_of(manifest))
-        self._leaving = False
-        self._asked_to_join = False
+        self._leaving = self._asked_to_join = False
         self._leave_asked_step = 0
         self._effects: list[Effect] = []
 
@@ -278,6 +277,7 @@ class Node:
                 self.evidence.append(conflict)
             self.auditor.on_conflict(conflict, self.chain.head)
             raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
+        check_echo(opened, self.machine.proposer(envelope.view), self._verify)
         self.machine.on_message(opened, now)
         if envelope.kind == Kind.PROJECTION:
             self.auditor.on_projection(opened, self.chain.head)
@@ -325,11 +325,11 @@ class Node:
             self._effects += [SendEnvelope((event.source,), envelope) for envelope in found]
 
     def _on_late(self, source: PeerId, envelope: Envelope) -> None:
-        """A message of a step that is over. The last votes of a step always come late; anything else, or a vote
+        """A message of a step that is over. The last words of a step always come late; anything else, or the same
         said again, is from a straggler, which gets the certificates it lacks."""
-        if envelope.kind == Kind.VOTE and envelope.step == self._step - 1 and source not in self._late_voters:
-            self._late_voters.add(source)
-            return
+        words = source, envelope.kind
+        if envelope.kind in LAST_WORDS and envelope.step == self._step - 1 and words not in self._late_words:
+            return self._late_words.add(words)
         if self._is_known(source):
             self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
@@ -404,7 +404,7 @@ class Node:
             self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
         self._drop_machine()
         self._helped.clear()
-        self._late_voters.clear()
+        self._late_words.clear()
         self._ahead = {peer: step for peer, step in self._ahead.items() if step > self._step}
         self._early = {
             peer: kept

@@ -20,15 +20,14 @@ from crowdsurf.protocol.effects import (
     ComputeWork,
     Effect,
     FetchBlob,
-    PersistLock,
     PersistSigned,
     RecomputeWork,
-    Refused,
     SendBlob,
     SendEnvelope,
 )
+from crowdsurf.protocol.election import Election
 from crowdsurf.protocol.envelope import Opened, Signer
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Refusal
 from crowdsurf.protocol.events import (
     AggregatesChecked,
     PartAggregated,
@@ -45,16 +44,17 @@ from crowdsurf.protocol.messages import (
     Certificate,
     Commit,
     Cut,
+    Echo,
     Header,
     Kind,
     Payload,
+    Prepare,
     ViewChange,
     Vote,
     bitmap_of,
-    header_digest,
 )
-from crowdsurf.protocol.outcome import Missing, StepFacts
-from crowdsurf.protocol.roster import quorum_of, withheld
+from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
 from crowdsurf.protocol.voice import Voice
 
@@ -101,6 +101,8 @@ class StepMachine:
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
+        held, tell = self.holdings, lambda effect: self.effects.append(effect)
+        self._election = Election(held, self.ballot, self._asking, timing, self._grace, self._say, tell)
         self._deadline = now + timing.work.bound_seconds()
         self._resend_wait = timing.delivery_seconds
         self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
@@ -116,6 +118,7 @@ class StepMachine:
         for opened in heard:
             if opened.sender != self.me:  # what is not in the journal was not sent, whatever lies beside it
                 self.transcript.recall(opened)
+                self._count(opened)
         if lock is not None:
             self.ballot.lock_on(*lock)
         self._compute_work()
@@ -126,7 +129,7 @@ class StepMachine:
         if self.phase is Phase.DONE:
             return None
         accepted, grace = self.accepted, self._grace.next_deadline()
-        times = [self._deadline, self._resend_at, grace, self.ballot.locks_heard_at]
+        times = [self._deadline, self._resend_at, grace, self.ballot.locks_heard_at, self._election.next_deadline()]
         if accepted is not None:
             times.append(accepted.settles_at)
             times.append(accepted.schedule.pull if self.phase is Phase.EXCHANGE and not self._pulled else None)
@@ -236,6 +239,8 @@ class StepMachine:
         if isinstance(opened.payload, Commit):
             self._timing.work.observe(now - self._began)
         self._count(opened)
+        if isinstance(opened.payload, Echo):
+            self._election.on_echo(opened, opened.payload, self.proposer(opened.envelope.view), now)
         self.transcript.add(opened)
         if isinstance(opened.payload, Aggregate):
             self._expect_aggregate(opened.payload, opened.sender)
@@ -288,10 +293,13 @@ class StepMachine:
 
     def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed."""
-        members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
         here = self.transcript.commits.keys() | self.gone
-        awaited = (peer for peer, member in members if member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
-        return (peer for peer in awaited if peer not in here)
+        return (peer for peer in self.awaited() if peer not in here)
+
+    def awaited(self) -> Iterator[PeerId]:
+        """Members that have not been missing for long."""
+        members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
+        return (peer for peer, member in members if member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
 
     # --- entering phases ---------------------------------------------------------------------------------
 
@@ -362,15 +370,6 @@ class StepMachine:
         self._say(Kind.REVEAL, 0, b"", self.holdings.reveal(cut, self._voice.nonce()))
         self._grace.answered()
 
-    def _may_void(self, header: Header, now: float) -> bool:
-        """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""
-        silent = tuple(self.facts.peers[index] for index in withheld(header))
-        if silent and not self._grace.has_begun and self.holdings.enough_reveals():
-            self._grace.begin(now)
-            for opened in self.transcript.of_kind(Kind.REVEAL):
-                self.effects.append(SendEnvelope(tuple(peer for peer in silent if peer != self.me), opened.envelope))
-        return not silent or self._grace.is_over(now)
-
     def _scrutinize(self, accepted: AcceptedCut, now: float) -> None:
         """Work out what is to be known about aggregates, object to what is false."""
         effects, objections = accepted.scrutinize(now)
@@ -395,6 +394,7 @@ class StepMachine:
                 self.effects.append(FetchBlob((item.peer,), item.digest))
         if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
             self._propose_outcome()
+        self._election.show(self.proposer(self.ballot.view), now)
         if self.ballot.voted_view < self.ballot.view:
             self._consider_outcome(now)
         if self.ballot.somebody_voted:
@@ -404,7 +404,7 @@ class StepMachine:
         view = self.ballot.view
         if not self.ballot.may_propose() or self._voice.has_said(Kind.PROPOSAL, view):
             return
-        required = self.ballot.strongest_lock(self.holdings.is_believable)
+        required = self.ballot.strongest_lock()
         if required is not None:
             self._say(Kind.OUTCOME, view, b"", required)
             return
@@ -419,53 +419,19 @@ class StepMachine:
         accepted = self.accepted
         if self._voice.has_said(Kind.OUTCOME, view) or accepted is None or not self.ballot.may_propose():
             return
-        header = self.ballot.strongest_lock(self.holdings.is_believable)
+        header = self.ballot.strongest_lock()
         if header is None:
             header = self.holdings.header_of(accepted.name, accepted.cut)
         self._say(Kind.OUTCOME, view, b"", header)
 
     def _consider_outcome(self, now: float) -> None:
-        """Vote for the view's outcome once it is complete and correct and nothing forbids it."""
-        view = self.ballot.view
-        opened = self.transcript.outcome(self.proposer(view), view)
-        if opened is None or not isinstance(opened.payload, Header):
-            return
-        header, patient = opened.payload, self.phase is Phase.PROPOSE and view > 0
+        """Headers with void parts are looked at when what they lack had its time."""
+        is_patient = self.phase is Phase.PROPOSE and self.ballot.view > 0
         if self.phase is Phase.SIGN:
-            patient = self.accepted is None or self.accepted.settles_at is None
-        if not patient and not all(header.parts):
-            return
-        required = self.ballot.strongest_lock(self.holdings.is_believable)
-        is_bound = required is not None and header_digest(required) == opened.digest
-        try:
-            missing = self.holdings.examine(header, is_bound)
-        except Refusal as refusal:
-            self._refuse_once(opened, refusal)
-            return
-        if not missing.nothing:
-            self._ask_for(missing, header, opened.sender, now)
-            return
-        if required is not None and not is_bound:
-            self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
-            return
-        if not is_bound and not self.ballot.knows_locks:
-            return
-        if required is None and (self._forward_overlooked(opened, header) or not self._may_void(header, now)):
-            return
-        # Should the new lock never reach the disk, the old one's grounds are still there.
-        grounds = dict.fromkeys([*self.holdings.grounds(header), *self.holdings.grounds(self.ballot.lock)])
-        self.ballot.lock_on(header, view)
-        self.effects.append(PersistLock(header, view, tuple(grounds)))
-        self._say(Kind.VOTE, view, b"", Vote(opened.digest))
-
-    def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
-        """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.24)."""
-        dropped = self.holdings.left_out(header)
-        if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
-            for peer in dropped:
-                for said in self.transcript.own(peer):
-                    self.effects.append(SendEnvelope(self._asking.others(), said.envelope))
-        return bool(dropped)
+            is_patient = self.accepted is None or self.accepted.settles_at is None
+        proposer = self.proposer(self.ballot.view)
+        awaited = set(self.awaited()) - self.gone - {self.me, proposer}
+        self._election.consider(proposer, is_patient, awaited, now)
 
     def _certify(self, now: float) -> None:
         name = self.ballot.elected()
@@ -499,7 +465,7 @@ class StepMachine:
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
         self._say(Kind.VIEW_CHANGE, view, b"", ViewChange(self.ballot.lock, self.ballot.lock_view))
-        for envelope in self.holdings.grounds(self.ballot.lock):  # what makes others believe in it
+        for envelope in self._election.lock_grounds():
             self.effects.append(SendEnvelope(self._asking.others(), envelope))
 
     def _view_seconds(self) -> float:
@@ -527,19 +493,6 @@ class StepMachine:
             return
         self.effects.append(self._asking.expectation(aggregate.part, Digest(aggregate.digest)))
 
-    def _ask_for(self, missing: Missing, header: Header, proposer: PeerId, now: float) -> None:
-        self.effects += self._asking.for_missing(missing, proposer, now)
-        if missing.unchecked and self._scrutiny is not None:
-            names = dict(missing.unchecked)
-            unchecked = [names.get(part, b"") for part in range(len(self.facts.peers))]
-            self.effects += self._scrutiny.to_check(self.facts.head.step, unchecked, Digest(header.beacon))
-
-    def _refuse_once(self, opened: Opened, refusal: Refusal) -> bool:
-        if not self._asking.first_time(opened.digest):
-            return False
-        self.effects.append(Refused(opened.sender, refusal.code, refusal.detail))
-        return True
-
     def _say(self, kind: Kind, view: int, subject: bytes, payload: Payload) -> Opened | None:
         """Sign, journal and broadcast, at most once per slot; None if the slot was filled before."""
         opened = self._voice.say(kind, view, subject, payload)
@@ -552,9 +505,13 @@ class StepMachine:
         return opened
 
     def _count(self, opened: Opened) -> None:
-        """Give a vote or a request for a view to the ballot."""
+        """Give what is counted to the ballot."""
         said, view = opened.payload, opened.envelope.view
-        if isinstance(said, Vote):
+        if isinstance(said, Prepare):
+            self.ballot.prepare(opened.sender, view, said.header, opened.envelope)
+            if opened.sender == self.me:
+                self.ballot.prepared = max(self.ballot.prepared, (view, said.header))
+        elif isinstance(said, Vote):
             self.ballot.vote(opened.sender, view, said.header, opened.envelope.signature)
         elif isinstance(said, ViewChange):
             self.ballot.request(opened.sender, view, said)
@@ -568,6 +525,7 @@ class StepMachine:
             for part in self.aggregates_lacking():
                 self._pull_aggregate(self.accepted, part)
         self._asking.clear()
+        self._election.pull(self.proposer(self.ballot.view), now)
         self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
         self._resend_at = now + self._resend_wait
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES
+from crowdsurf.protocol.ids import DIGEST_BYTES, PEER_ID_BYTES, SIGNATURE_BYTES
 from crowdsurf.protocol.messages import (
     LINE_FLOATS,
     Accusation,
@@ -15,9 +15,11 @@ from crowdsurf.protocol.messages import (
     Ban,
     Commit,
     Cut,
+    Echo,
     Header,
     Join,
     Leave,
+    Prepare,
     Projection,
     Reveal,
     Verdict,
@@ -26,6 +28,7 @@ from crowdsurf.protocol.messages import (
 )
 
 digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
+signatures = st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES)
 optional_digests = st.just(b"") | digests
 peers = st.binary(min_size=PEER_ID_BYTES, max_size=PEER_ID_BYTES)
 members = st.integers(0, limits.ROSTER_PEERS_MAX - 1)
@@ -86,6 +89,8 @@ PAYLOADS: dict[type, st.SearchStrategy[Any]] = {
         lines=tuples(tuples(numbers, LINE_FLOATS, LINE_FLOATS), 1),
     ),
     Header: headers,
+    Echo: st.builds(Echo, outcome=digests, signature=signatures),
+    Prepare: st.builds(Prepare, header=digests),
     Vote: st.builds(Vote, header=digests),
     ViewChange: st.builds(ViewChange, lock=st.none() | headers, lock_view=st.integers(0, limits.VIEWS_MAX - 1)),
     Join: st.just(Join()),

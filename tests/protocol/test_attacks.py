@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from crowdsurf.protocol import assignment, checks, effects, events, limits, wire
 from crowdsurf.protocol.auditor import what_was_vouched_for
 from crowdsurf.protocol.cases import Record, objection_to, question_of
+from crowdsurf.protocol.chain import following_roster
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
@@ -21,13 +22,18 @@ from crowdsurf.protocol.messages import (
     Aggregate,
     Commit,
     Cut,
+    Echo,
     Envelope,
+    Header,
     Kind,
     Payload,
+    Prepare,
     Projection,
     Reason,
     Reveal,
+    Vote,
     bitmap_of,
+    header_digest,
     indexes_of,
     payload_digest,
 )
@@ -219,6 +225,57 @@ def test_who_gives_up_on_a_view_shows_what_its_lock_rests_on() -> None:
     grounds = voter.machine.holdings.grounds(GOOD)
     assert len(grounds) >= 4
     assert set(grounds) <= set(shown)
+
+
+def test_a_proposer_cannot_have_two_headers_of_one_view_certified() -> None:
+    """Two liars of five propose one header to one honest member and another one to the two others, and vote for both.
+    With each half they are a quorum."""
+    swarm = Swarm(5, steps=6)
+    head = swarm.list[0].node.chain.head
+    order = [swarm.peers[head.roster.peers[index]] for index in assignment.proposers(head.beacon, head.roster, 0)]
+    liars, (one, *others) = order[:2], order[2:]
+
+    def also_say(envelope: Envelope, kinds: Iterable[Kind], header: Header) -> list[Envelope]:
+        """What both liars have to say for a header, one of them as its proposer."""
+        run_id, named = envelope.run_id, header_digest(header)
+        said = [seal(liars[0].signer, run_id, Slot(0, 0, Kind.OUTCOME, b""), header).envelope]
+        payloads: dict[Kind, Payload] = {
+            Kind.ECHO: Echo(named, said[0].signature),
+            Kind.PREPARE: Prepare(named),
+            Kind.VOTE: Vote(named),
+        }
+        for kind in kinds:
+            said += [seal(liar.signer, run_id, Slot(0, 0, kind, b""), payloads[kind]).envelope for liar in liars]
+        return said
+
+    def change(sender: FakePeer, to: PeerId, envelope: Envelope) -> list[Envelope]:
+        if sender not in liars or envelope.step != 0 or swarm.peers[to] in liars:
+            return [envelope]
+        if envelope.kind in (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.VIEW_CHANGE):
+            return []
+        if envelope.kind == Kind.AGGREGATE and envelope.sender == liars[1].id:
+            return [envelope] if swarm.peers[to] is one else []  # so that the others miss nothing in their header
+        if envelope.kind != Kind.OUTCOME:
+            return [envelope]
+        header = wire.unpack(envelope.payload, Header, limits.ENVELOPE_BYTES_MAX)
+        if swarm.peers[to] in others:
+            machine = sender.node.machine
+            assert machine is not None
+            assert machine.accepted is not None
+            lost = machine.accepted.duties.index(liars[1].id)
+            header = msgspec.structs.replace(header, parts=(*header.parts[:lost], b"", *header.parts[lost + 1 :]))
+            roster = following_roster(head, header, swarm.manifest.missed_steps_max)
+            header = msgspec.structs.replace(header, next_roster=roster.digest)
+        return also_say(envelope, (Kind.ECHO, Kind.PREPARE, Kind.VOTE), header)
+
+    on_the_way(swarm, change)
+    swarm.start()
+    honest = [one, *others]
+    assert swarm.run(lambda: all(peer.node.chain.head.step >= 2 for peer in honest), 200.0)
+    assert swarm.violations == []
+    assert len({peer.journal_certificates[0].header.cut for peer in honest}) == 1
+    assert len({header_digest(peer.journal_certificates[0].header) for peer in honest}) == 1
+    assert all(liars[0].id in peer.node.chain.head.roster.outlaws for peer in honest)
 
 
 # --- accusations ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from crowdsurf.protocol.ballot import _HEADERS_PER_VOTER_MAX, Ballot
-from crowdsurf.protocol.messages import Header, ViewChange, header_digest
+from crowdsurf.protocol.messages import Header, Kind, Prepare, ViewChange, header_digest
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import name
 
@@ -20,12 +20,10 @@ def ballot() -> Ballot:
     return Ballot(STEP.peers, quorum=3)
 
 
-def anything(header: Header) -> bool:
-    return True
-
-
-def nothing(header: Header) -> bool:
-    return False
+def prepared(state: Ballot, header: Header, view: int, by: int = 3) -> None:
+    """So many members prepare a header in a view."""
+    for opened in (STEP.say(index, Kind.PREPARE, Prepare(header_digest(header)), view) for index in range(by)):
+        state.prepare(opened.sender, view, header_digest(header), opened.envelope)
 
 
 def test_the_first_view_needs_no_requests_and_later_ones_a_quorum() -> None:
@@ -84,24 +82,29 @@ def test_a_minority_cannot_drag_anybody_into_a_far_view() -> None:
 
 
 def test_nobody_locked_means_nothing_is_required() -> None:
-    assert ballot().strongest_lock(anything) is None
+    assert ballot().strongest_lock() is None
 
 
-def test_the_own_lock_counts_even_if_it_cannot_be_checked() -> None:
+def test_the_own_lock_counts_as_it_is() -> None:
     state = ballot()
     state.lock_on(FIRST, 0)
-    assert state.strongest_lock(nothing) == FIRST
+    assert state.strongest_lock() == FIRST
     assert state.voted_view == 0
 
 
-def test_the_lock_of_the_highest_view_is_required() -> None:
+def test_the_lock_of_the_highest_view_is_required_if_a_quorum_has_prepared_it() -> None:
     state = ballot()
     state.lock_on(FIRST, 1)
     state.request(B, 3, ViewChange(SECOND, 2))
-    assert state.strongest_lock(anything) == SECOND
-    assert state.strongest_lock(nothing) == FIRST
+    assert state.strongest_lock() == FIRST
+    prepared(state, SECOND, 2, by=2)
+    prepared(state, SECOND, 1)
+    assert state.strongest_lock() == FIRST
+    prepared(state, SECOND, 2)
+    assert state.strongest_lock() == SECOND
+    assert len(state.proof_of(SECOND, 2)) == 3
     state.lock_on(FIRST, 4)
-    assert state.strongest_lock(anything) == FIRST
+    assert state.strongest_lock() == FIRST
 
 
 def test_two_locks_of_one_view_are_decided_alike_everywhere() -> None:
@@ -109,8 +112,9 @@ def test_two_locks_of_one_view_are_decided_alike_everywhere() -> None:
     for mine, theirs in ((FIRST, SECOND), (SECOND, FIRST)):
         state = ballot()
         state.lock_on(mine, 1)
+        prepared(state, theirs, 1)
         state.request(B, 2, ViewChange(theirs, 1))
-        assert state.strongest_lock(anything) == expected
+        assert state.strongest_lock() == expected
 
 
 def test_a_header_is_elected_by_a_quorum_whatever_view_the_votes_are_from() -> None:

@@ -62,7 +62,7 @@ def test_other_versions_runs_and_kinds_are_refused_by_name() -> None:
     refused(lambda: open_envelope(changed(version=2), RUN, verify_mac), Code.WRONG_VERSION)
     refused(lambda: open_envelope(changed(run_id=name("other")), RUN, verify_mac), Code.WRONG_RUN)
     refused(lambda: open_envelope(changed(kind=0), RUN, verify_mac), Code.UNKNOWN_KIND)
-    refused(lambda: open_envelope(changed(kind=19), RUN, verify_mac), Code.UNKNOWN_KIND)
+    refused(lambda: open_envelope(changed(kind=21), RUN, verify_mac), Code.UNKNOWN_KIND)
 
 
 def test_the_signature_covers_version_and_run() -> None:

@@ -362,13 +362,13 @@ def test_members_that_missed_steps_are_not_waited_for() -> None:
     swarm.start(swarm.list[:3])
     assert swarm.run(lambda: all(peer.finished for peer in swarm.list[:3]))
     assert len(certified) == 20
-    assert all(after - before < 0.5 for before, after in pairwise(certified[3:]))
+    assert all(after - before < 0.6 for before, after in pairwise(certified[3:]))
     assert len(swarm.list[0].node.chain.head.roster) == 4
 
 
 def test_a_member_that_dropped_out_while_it_was_cut_off_hears_of_it_and_comes_back() -> None:
     """It still thinks that it is a member of a roster the others left behind long ago."""
-    swarm = Swarm(4, steps=30)
+    swarm = Swarm(4, steps=60)
     apart = swarm.list[3]
     cut_off = [False]
     swarm.loses = lambda sender, receiver: cut_off[0] and apart.id in (sender, receiver)
@@ -379,7 +379,7 @@ def test_a_member_that_dropped_out_while_it_was_cut_off_hears_of_it_and_comes_ba
     assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 15)
     cut_off[0] = False
     assert swarm.run_to_end()
-    assert_agreed(swarm, 30)
+    assert_agreed(swarm, 60)
     assert apart.id in swarm.list[0].stories[-1].contributors
 
 

@@ -21,6 +21,7 @@ from crowdsurf.protocol.messages import (
     Aggregate,
     Commit,
     Cut,
+    Echo,
     Envelope,
     Header,
     Join,
@@ -334,6 +335,14 @@ def test_equivocation_bans_and_the_commit_of_the_cut_is_still_found() -> None:
     assert is_equivocation(proof, at.victim.node.chain.run_id, verify_mac)
     at.finish_without(at.bystander)
     assert (at.victim.stories[STEP].void_parts, len(at.victim.stories[STEP].contributors)) == (0, 4)
+
+
+def test_an_echo_must_show_what_the_proposer_has_signed() -> None:
+    """Else a liar could make others think that there are two headers, and no step would end in this view."""
+    at = scene(working)
+    echo = Echo(name("no such header"), bytes(64))
+    assert at.give(at.signed(at.bystander, Kind.ECHO, echo)) == [Code.BAD_SIGNATURE]
+    at.finish_unharmed()
 
 
 def test_forwarded_messages_of_a_step_not_begun_are_not_kept() -> None:

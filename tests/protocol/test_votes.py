@@ -11,7 +11,7 @@ from crowdsurf.protocol import assignment, effects
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Header, Kind, ViewChange, Vote, header_digest
+from crowdsurf.protocol.messages import Echo, Header, Kind, Prepare, ViewChange, Vote, header_digest
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.builders import CompleteStep
@@ -55,9 +55,25 @@ class Voter:
         self.machine.on_message(opened, now)
         return self.drain()
 
-    def propose(self, header: Header, view: int = 0, now: float = 0.0) -> list[effects.Effect]:
-        """The view's proposer proposes this outcome."""
-        return self.hear(STEP.say(ORDER[view], Kind.OUTCOME, header, view), now)
+    def propose(
+        self, header: Header, view: int = 0, now: float = 0.0, shown_by: tuple[int, ...] = (FIRST, SECOND, THIRD)
+    ) -> list[effects.Effect]:
+        """The view's proposer proposes this outcome, some show that they have seen it, and two prepare it."""
+        outcome = STEP.say(ORDER[view], Kind.OUTCOME, header, view)
+        wanted = self.hear(outcome, now)
+        echo = Echo(outcome.digest, outcome.envelope.signature)
+        for index in shown_by:
+            wanted += self.hear(STEP.say(index, Kind.ECHO, echo, view), now)
+        return wanted + self.prepare(header, view, now)
+
+    def prepare(
+        self, header: Header, view: int, now: float = 0.0, by: tuple[int, ...] = (SECOND, THIRD)
+    ) -> list[effects.Effect]:
+        """Some prepare this header in a view."""
+        wanted: list[effects.Effect] = []
+        for index in by:
+            wanted += self.hear(STEP.say(index, Kind.PREPARE, Prepare(header_digest(header)), view), now)
+        return wanted
 
     def wait(self, until: Callable[[], bool]) -> list[effects.Effect]:
         """Let time pass, from one deadline to the next, until a condition holds; at most a hundred of them."""
@@ -69,8 +85,9 @@ class Voter:
         return self.drain()
 
     def ask_for_view(self, view: int, lock: Header | None = None) -> list[effects.Effect]:
-        """Two others give up on the view before."""
-        wanted = self.hear(STEP.say(SECOND, Kind.VIEW_CHANGE, ViewChange(lock, 0), view))
+        """Two others give up on the view before, one of them locked on a header that three have prepared."""
+        wanted = self.prepare(lock, 0, by=(FIRST, SECOND, THIRD)) if lock is not None else []
+        wanted += self.hear(STEP.say(SECOND, Kind.VIEW_CHANGE, ViewChange(lock, 0), view))
         return wanted + self.hear(STEP.say(THIRD, Kind.VIEW_CHANGE, ViewChange(None, 0), view))
 
 
@@ -102,11 +119,57 @@ def test_a_complete_and_correct_header_gets_one_vote_and_the_lock_is_durable_fir
     assert voter.phase() is Phase.SIGN
     wanted = voter.propose(GOOD)
     assert votes(wanted) == [(0, NAME)]
-    kinds = [type(effect) for effect in wanted]
-    assert kinds.index(effects.PersistLock) < kinds.index(effects.PersistSigned) < kinds.index(effects.SendEnvelope)
+    said = next(e for e in wanted if isinstance(e, effects.PersistSigned) and e.envelope.kind == Kind.VOTE)
+    sent = next(e for e in wanted if isinstance(e, effects.SendEnvelope) and e.envelope.kind == Kind.VOTE)
+    lock = next(e for e in wanted if isinstance(e, effects.PersistLock))
+    assert wanted.index(lock) < wanted.index(said) < wanted.index(sent)
+    assert [envelope.kind for envelope in lock.grounds].count(Kind.PREPARE) == 3
     assert (voter.machine.ballot.lock, voter.machine.ballot.lock_view) == (GOOD, 0)
     voter.machine.advance(0.1)
     assert [effect for effect in voter.drain() if isinstance(effect, effects.PersistLock)] == []
+
+
+def test_nobody_votes_before_a_quorum_has_prepared() -> None:
+    voter = Voter()
+    outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
+    voter.hear(outcome)
+    for index in (SECOND, THIRD):
+        said = voter.hear(STEP.say(index, Kind.ECHO, Echo(NAME, outcome.envelope.signature)))
+    assert [e.envelope.kind for e in said if isinstance(e, effects.PersistSigned)] == [Kind.PREPARE]
+    assert votes(voter.prepare(GOOD, 0, by=(SECOND,))) == []
+    assert votes(voter.prepare(GOOD, 0, by=(THIRD,))) == [(0, NAME)]
+
+
+def test_if_not_everybody_shows_the_header_two_deliveries_are_waited_for_another_one() -> None:
+    """In that time an honest member that has seen another one is heard, whatever the proposer sends to whom."""
+    voter = Voter()
+    assert votes(voter.propose(GOOD, shown_by=(SECOND,))) == []
+    assert votes(voter.wait(lambda: voter.machine.ballot.voted_view == 0)) == [(0, NAME)]
+    assert voter.now == 2 * STEP.manifest.deadlines.delivery_seconds
+
+
+def test_of_two_headers_of_one_view_neither_is_prepared_and_the_other_is_asked_for() -> None:
+    voter = Voter()
+    other = STEP.say(FIRST, Kind.OUTCOME, void(1))
+    shown = Echo(other.digest, other.envelope.signature)
+    voter.hear(STEP.say(THIRD, Kind.ECHO, shown))
+    assert votes(voter.propose(GOOD, shown_by=(SECOND,))) == []
+    wanted = voter.wait(lambda: voter.machine.ballot.view > 0)
+    assert voter.machine.ballot.prepared == (-1, b"")
+    assert votes(wanted) == []
+    late = Voter()
+    late.propose(GOOD, shown_by=(SECOND,))
+    assert effects.SendWant(STEP.peers[THIRD], (other.digest,)) in late.hear(STEP.say(THIRD, Kind.ECHO, shown))
+
+
+def test_a_header_that_others_show_is_asked_for_if_the_proposer_does_not_send_it() -> None:
+    voter = Voter()
+    outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
+    echo = Echo(outcome.digest, outcome.envelope.signature)
+    said = voter.hear(STEP.say(SECOND, Kind.ECHO, echo))
+    assert [e.envelope.kind for e in said if isinstance(e, effects.PersistSigned)] == [Kind.ECHO]
+    said = voter.wait(lambda: voter.now >= 2.0)
+    assert effects.SendWant(STEP.peers[SECOND], (outcome.digest,)) in said
 
 
 def test_nobody_votes_for_bytes_it_does_not_hold() -> None:
@@ -205,9 +268,12 @@ def test_a_lock_that_others_report_is_required_even_if_it_overlooks_work() -> No
     assert votes(again.propose(without_nonce(SECOND), view=1)) == [(1, header_digest(without_nonce(SECOND)))]
 
 
-def test_a_lock_nobody_can_check_requires_nothing() -> None:
+def test_a_lock_that_no_quorum_has_prepared_requires_nothing() -> None:
+    """A liar may name any header, also a correct one."""
     voter = Voter()
-    voter.ask_for_view(1, lock=consistent(STEP, cut=name("no such cut")))
+    voter.hear(STEP.say(FIRST, Kind.VIEW_CHANGE, ViewChange(without_nonce(SECOND), 0), 1))
+    voter.prepare(without_nonce(SECOND), 0, by=(FIRST, SECOND))
+    voter.ask_for_view(1)
     assert votes(voter.propose(GOOD, view=1)) == []
     assert votes(voter.wait(lambda: voter.machine.ballot.knows_locks)) == [(1, NAME)]
 
@@ -219,10 +285,10 @@ def test_nobody_votes_for_another_header_before_it_must_have_heard_of_locks() ->
     voter.ask_for_view(1)
     assert votes(voter.propose(GOOD, view=1)) == []
     lock = ViewChange(without_nonce(SECOND), 0)
-    assert votes(voter.hear(STEP.say(FIRST, Kind.VIEW_CHANGE, lock, 1), 0.9)) == []
-    said = voter.wait(lambda: voter.machine.ballot.knows_locks)
-    assert votes(said) == []
+    voter.prepare(without_nonce(SECOND), 0, 0.9, by=(FIRST, SECOND, THIRD))
+    said = voter.hear(STEP.say(FIRST, Kind.VIEW_CHANGE, lock, 1), 0.9)
     assert Code.LOCKED in codes(said)
+    assert votes(said + voter.wait(lambda: voter.machine.ballot.knows_locks)) == []
 
 
 def test_a_member_that_gave_up_first_does_not_run_ahead_of_the_views() -> None:
