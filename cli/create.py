@@ -29,10 +29,17 @@ def create(
     steps: Annotated[
         int | None, typer.Option(min=0, help="End after so many certified steps, whatever the config says; 0 never.")
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Compare recomputed work within this relative L2 distance, for members on different kinds of device "
+            "(`crowdsurf doctor --calibrate` measures it), whatever the config says."
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a new run: check its config, write its manifest and keys, print the invite."""
-    created = asyncio.run(create_run(config, out, address or (), listen or (), founder or (), steps))
+    created = asyncio.run(create_run(config, out, address or (), listen or (), founder or (), steps, tolerance))
     if json_output:
         answer(context, created.as_json())
     else:

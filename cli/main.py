@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "Run a real swarm on this machine and watch it train.",
     "create": "Make a new run: check its config, write its manifest and keys, print the invite.",
     "join": "Take part in a run: start the long-lived peer of this machine.",
+    "doctor": "Test this machine, and measure how exactly peers of a mixed swarm can be compared.",
     "status": "What the peer running here sees: step, loss, who is here, what it waits for.",
     "leave": "Ask the peer running here to leave its run in order.",
     "why": "Why a peer is banned, or has strikes; checked again here, offline.",

@@ -116,6 +116,34 @@ class BlobStore:
             self._hold(step, digest, place)
         memory.has_gradient = True
 
+    def disclose_inputs(self, step: int) -> None:
+        """Whoever had to compute gradients of a step again has committed to what it found: they are lent again, to be
+        compared with it (SPEC R-6.16)."""
+        memory = self._steps.get(step)
+        for used in (memory.gradient, *memory.inboxes.values()) if memory is not None else ():
+            if used is not None:
+                used.is_secret = False
+
+    def expect_committed(self, step: int, parts: tuple[bytes, ...]) -> None:
+        """Make places for what somebody has committed to in a step, as far as it is not held: a blob digest per part,
+        empty for one that is not asked for."""
+        for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
+            nbytes = (stop - start) * ELEMENT_BYTES
+            if name and Digest(name) not in self._held and self._place(Digest(name), nbytes) is None:
+                memory = self._step(step, len(parts))
+                self._expect(step, Digest(name), Place(self._take_beside(memory, nbytes), 0, nbytes))
+
+    def gather(self, parts: tuple[bytes, ...]) -> tuple[Segment, list[bool]]:
+        """A gradient made of these parts, as far as they are held, and which of them are. The segment is the caller's,
+        to be released to the pool."""
+        segment, is_there = self._pool.take(self._elements * ELEMENT_BYTES), []
+        for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
+            place = self._held.get(Digest(name))
+            is_there.append(place is not None and place.nbytes == (stop - start) * ELEMENT_BYTES)
+            if place is not None and is_there[-1]:
+                segment.view[start * ELEMENT_BYTES : stop * ELEMENT_BYTES] = place.view
+        return segment, is_there
+
     def expect_part(self, effect: ExpectPart) -> None:
         """Make an inbox row for a contributor's part."""
         memory = self._step(effect.step, effect.parts)
@@ -278,11 +306,11 @@ class BlobStore:
                     return
         yield
 
-    def retire(self, before_step: int) -> None:
-        """Forget everything about earlier steps."""
+    def retire(self, before_step: int, kept_steps: int = 0) -> None:
+        """Earlier steps are over; forget everything about them, but for so many of the last ones."""
         self._oldest_step = max(self._oldest_step, before_step)
         self._notify()
-        for step in [step for step in self._steps if step < before_step]:
+        for step in [step for step in self._steps if step < before_step - kept_steps]:
             memory = self._steps.pop(step)
             for digest in memory.held:
                 place = self._held.get(digest)

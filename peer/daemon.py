@@ -45,6 +45,7 @@ from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate, reason_name
 from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import certificates_of, recover
+from crowdsurf.protocol.tolerance import relative_bound
 
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import Rehearsal
@@ -212,6 +213,7 @@ class Daemon:
         keepers = (blobs, store, pool, duties, evidence)
         parts = Parts(node, journal, links, bulk, fetcher, *keepers, self.metrics, info.state_bytes)
         self._driver.bind(parts)
+        self._driver.discloses_inputs = relative_bound(self.manifest) is not None
         if place.rehearsal is not None:
             self._misbehave(place.rehearsal, parts, client, server)
         stack.push_async_callback(links.close)

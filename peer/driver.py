@@ -87,6 +87,8 @@ class Driver:
         self._queue = queue
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
+        self.discloses_inputs = False
+        """Whether gradients are shown to those who have to compare them with their own."""
         self.finished = ""
         self.banned = False
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
@@ -205,7 +207,7 @@ class Driver:
             case effects.CancelWork():
                 parts.duties.cancel()
             case effects.RecomputeWork():
-                self._start(parts.duties.recompute(effect))
+                self._start(self._recompute(effect))
             case effects.ComputeFinding():
                 self._start(parts.duties.finding(effect))
             case effects.AggregatePart():
@@ -227,6 +229,8 @@ class Driver:
             log.log(level, "refused from …%s: %s (%s)", short(effect.peer), effect.code.value, effect.detail)
         elif isinstance(effect, effects.StepCertified):
             self._parts.blobs.keep_inputs_secret(effect.step)
+            if self.discloses_inputs:
+                self._parts.blobs.disclose_inputs(effect.step - 1)
             self._parts.links.ban([PeerId(ban.peer) for ban in effect.banned])
             self.on_step(effect)
         elif isinstance(effect, effects.RosterChanged):
@@ -272,6 +276,30 @@ class Driver:
                     await self._queue.put(events.BlobArrived(effect.digest))
                     return
         await self._queue.put(events.BlobFailed(effect.digest))
+
+    async def _recompute(self, effect: effects.RecomputeWork) -> None:
+        """Get what the work is to be compared with first, as far as it is handed over in time. Every holder has a task
+        of its own: liars are in no hurry with what convicts them, and shall hold up nothing but that."""
+        blobs, asked = self._parts.blobs, dict[PeerId, list[Digest]]()
+        if effect.committed:
+            blobs.expect_committed(effect.step, effect.committed)
+        for name, holder in zip(effect.committed, effect.holders, strict=False):
+            if name and not blobs.holds(Digest(name)):
+                asked.setdefault(holder, []).append(Digest(name))
+        async with asyncio.TaskGroup() as group:
+            for holder, names in asked.items():
+                group.create_task(self._get_committed(holder, names, effect.patience_seconds))
+        await self._parts.duties.recompute(effect)
+
+    async def _get_committed(self, holder: PeerId, names: list[Digest], seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                for name in names:
+                    await self._parts.fetcher.blob(holder, name, self._parts.blobs)
+        except Refusal as refusal:
+            self.refuse(holder, refusal)
+        except (WorldError, TimeoutError):
+            pass
 
     async def _read_from_disk(self, name: Digest) -> bool:
         store, blobs = self._parts.store, self._parts.blobs

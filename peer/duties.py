@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
-from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
+from crowdsurf.peer.compute.client import Committed, ComputeClient, WorkerInfo
 from crowdsurf.peer.compute.errors import NoUsableRows, StateForgotten, WorkCancelled, WorkerDied, WorkFailed
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.links import Post
@@ -26,6 +26,7 @@ from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, finding_digest
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.projection import clipping_of
+from crowdsurf.protocol.tolerance import COMPARED_STEPS, relative_bound
 
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import LiveBody
@@ -72,6 +73,7 @@ class Duties:
         self._post = post
         self._evaluate_steps = evaluate_steps
         self._clipping = clipping_of(manifest)
+        self._is_exact = relative_bound(manifest) is None
         self._cancellations = 0
         self._deaths = 0
         self._restarting = asyncio.Lock()
@@ -129,7 +131,7 @@ class Duties:
             await self._post(event)
             return
         generation = self._generation
-        segment = self._pool.take(self._info.vector_elements * ELEMENT_BYTES)
+        segment, committed = self._pool.take(self._info.vector_elements * ELEMENT_BYTES), self._committed(effect)
         try:
             found = await self._client.recompute(
                 effect.state,
@@ -140,22 +142,40 @@ class Duties:
                 effect.aggregates if self._clipping is not None else (),
                 self._clipping.radius if self._clipping is not None else math.inf,
                 effect.beacon,
+                committed,
             )
             finding = found.finding if self.liar is None else self.liar.finding(effect, found.finding)
             event = events.WorkRecomputed(
-                effect.step, effect.seed, effect.finder, found.part_digests, finding, found.norms, found.lines
+                effect.step,
+                effect.seed,
+                effect.finder,
+                found.part_digests,
+                finding,
+                found.norms,
+                found.lines,
+                found.compared,
             )
         except StateForgotten as error:
             log.info("a work unit of step %d cannot be checked here: %s", effect.step, error)
         except WorkFailed:
-            # Nobody can have committed to such a gradient: it equals nothing.
-            nothing = finding_digest(effect.finder, b"")
-            event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, (), nothing)
+            if self._is_exact:
+                # Nobody can have committed to such a gradient: it equals nothing.
+                nothing = finding_digest(effect.finder, b"")
+                event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, (), nothing)
         except WorkerDied as error:
             await self.recover(generation, str(error))
         finally:
             self._pool.release(segment)
+            if committed is not None:
+                self._pool.release(committed.gradient)
         await self._post(event)
+
+    def _committed(self, effect: effects.RecomputeWork) -> Committed | None:
+        """What the work is to be compared with, as far as it is here."""
+        if not effect.committed:
+            return None
+        segment, is_there = self._blobs.gather(effect.committed)
+        return Committed(segment, effect.committed, is_there)
 
     async def finding(self, effect: effects.ComputeFinding) -> None:
         """What a validator of our own gradient must have found. Whoever attacks has nothing to compare."""
@@ -286,7 +306,7 @@ class Duties:
             return
         if generation != self._generation:
             return  # the state is gone, or this was that of a new worker
-        self._blobs.retire(effect.step)
+        self._blobs.retire(effect.step, 0 if self._is_exact else COMPARED_STEPS)
         next_step = effect.step + 1
         await self._checkpoint_and_evaluate(next_step, applied)
         if generation == self._generation:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,20 +76,25 @@ async def create_run(
     listen: Sequence[str] = (),
     founders: Sequence[str] = (),
     steps: int | None = None,
+    tolerance: float | None = None,
 ) -> Created:
-    """Make a run from a config file or preset, in `out` (default: `swarm-NAME` here); `steps` replaces the config's.
+    """Make a run from a config file or preset, in `out` (default: `swarm-NAME` here); `steps` replaces the config's,
+    and a `tolerance` how recomputed work is compared.
 
     Raises MisuseError (all mistakes of a config at once) and WorldError; nothing is written then.
     """
     draft = load_config(config)
     others = _other_founders(founders)
     reach = plan_reach(addresses, listen)
+    overrides: dict[str, object] = {"steps": steps}
+    if tolerance is not None:
+        overrides |= {"audit.comparison": "tolerance", "audit.relative_l2_max": tolerance}
     somebody = PeerKey.generate().peer_id
-    sketch = draft.build(somebody, (somebody, *others), Digest(b""), steps=steps)
+    sketch = draft.build(somebody, (somebody, *others), Digest(b""), **overrides)
     folder = (out if out is not None else Path(f"swarm-{sketch.name}")).expanduser().absolute()
     _check_is_free(folder)
     info = await _try_out(sketch)
-    return _write(folder, draft, others, reach, info, sketch.steps)
+    return _write(folder, draft, others, reach, info, overrides)
 
 
 def plan_reach(addresses: Sequence[str], listen: Sequence[str]) -> Reach:
@@ -98,17 +103,17 @@ def plan_reach(addresses: Sequence[str], listen: Sequence[str]) -> Reach:
     Said nothing: a free port of this machine only. Only public addresses: their ports on every interface. Only
     where to listen: the same addresses are in the invite, so they must be ones that others can dial.
     """
-    public = [_parse(address) for address in addresses]
+    public = [tcp_address(address) for address in addresses]
     if not listen:
         if not public:
             listen = (f"/ip4/127.0.0.1/tcp/{_free_port('127.0.0.1')}",)
         else:
             wide = [("/ip6/::" if family in ("ip6", "dns6") else "/ip4/0.0.0.0", port) for family, _, port in public]
             listen = tuple(dict.fromkeys(f"{interface}/tcp/{port}" for interface, port in wide))
-    fixed = tuple(_with_port(*_parse(address)) for address in listen)
+    fixed = tuple(_with_port(*tcp_address(address)) for address in listen)
     if public:
         return Reach(fixed, tuple(addresses), tuple(addresses))
-    for family, host, _ in map(_parse, fixed):
+    for family, host, _ in map(tcp_address, fixed):
         if family in ("ip4", "ip6") and ipaddress.ip_address(host).is_unspecified:
             raise MisuseError(
                 f"/{family}/{host} listens everywhere but does not say where others find it; "
@@ -117,7 +122,7 @@ def plan_reach(addresses: Sequence[str], listen: Sequence[str]) -> Reach:
     return Reach(fixed, (), fixed)
 
 
-def _parse(address: str) -> tuple[str, str, int]:
+def tcp_address(address: str) -> tuple[str, str, int]:
     """Address family, host and port of a TCP multiaddress. Raises MisuseError."""
     found = _TCP_ADDRESS.fullmatch(address)
     problem = "" if found else "it must look like /ip4/203.0.113.7/tcp/31337"
@@ -181,12 +186,17 @@ async def _try_out(sketch: Manifest) -> WorkerInfo:
 
 
 def _write(
-    folder: Path, draft: ConfigDraft, others: tuple[PeerId, ...], reach: Reach, info: WorkerInfo, steps: int
+    folder: Path,
+    draft: ConfigDraft,
+    others: tuple[PeerId, ...],
+    reach: Reach,
+    info: WorkerInfo,
+    overrides: Mapping[str, object],
 ) -> Created:
     organizer = PeerKey.load_or_create(folder / ORGANIZER_KEY_FILE)
     first = PeerKey.load_or_create(folder / KEY_FILE)
     founders = tuple(dict.fromkeys((first.peer_id, *others)))
-    manifest = draft.build(organizer.peer_id, founders, info.dataset_digest, steps=steps)
+    manifest = draft.build(organizer.peer_id, founders, info.dataset_digest, **overrides)
     run_id, me = run_id_of(manifest), peer_text(first.peer_id)
     addresses = tuple(text if "/p2p/" in text else f"{text}/p2p/{me}" for text in reach.invite)
     invite = encode_invite(run_id, addresses, organizer.peer_id, organizer.sign)
@@ -223,5 +233,5 @@ def _node_config(reach: Reach) -> str:
 
 
 def _is_loopback(address: str) -> bool:
-    family, host, _ = _parse(address)
+    family, host, _ = tcp_address(address)
     return host == "localhost" if family.startswith("dns") else ipaddress.ip_address(host).is_loopback

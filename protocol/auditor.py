@@ -8,23 +8,28 @@ effects, and the node takes them. SPEC §6.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.cases import (
     Record,
     cut_objected_to,
+    gap_to,
     imbalance_of,
     is_as_recomputed,
+    is_finding,
     objection_to,
     proof_of,
     subject_of,
 )
-from crowdsurf.protocol.chain import Head
+from crowdsurf.protocol.chain import Audit, Head
 from crowdsurf.protocol.effects import ComputeFinding, Effect, PersistEvidence, PersistSigned, SendEnvelope, SendWant
 from crowdsurf.protocol.envelope import Equivocation, Opened, Signer, Slot, Verify, seal
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import FindingKnown, WorkRecomputed
+from crowdsurf.protocol.exhibits import can_be_compared, comparison
 from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.messages import (
     Accusation,
     Ban,
@@ -39,9 +44,10 @@ from crowdsurf.protocol.messages import (
     Reason,
     Verdict,
 )
-from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
+from crowdsurf.protocol.projection import clipping_of, projection_problem, wrong_line
 from crowdsurf.protocol.roster import quorum_of, withheld
 from crowdsurf.protocol.scrutiny import line_about, lines_of
+from crowdsurf.protocol.tolerance import ACCUSING, COMPARED_STEPS, is_worth_accusing, relative_bound
 from crowdsurf.protocol.transcript import Transcript
 from crowdsurf.protocol.tribunal import Tribunal, no_case
 
@@ -50,15 +56,17 @@ class Auditor:
     """Audits and cases, as one peer takes part in them. Effects collect in `effects`."""
 
     def __init__(
-        self, signer: Signer, run_id: Digest, verify: Verify, quorum_rule: str, clipping: Clipping | None = None
+        self, signer: Signer, run_id: Digest, verify: Verify, manifest: Manifest, patience: Callable[[], float]
     ) -> None:
-        """`clipping`: how the run checks aggregates."""
+        """`patience` is how long in seconds somebody may take to hand over bytes."""
         self._signer = signer
         self._me = signer.peer_id
         self._run_id = run_id
-        self._quorum_rule = quorum_rule
-        self._clipping = clipping
-        self.tribunal = Tribunal(run_id, verify, clipping)
+        self._quorum_rule = manifest.quorum
+        self._clipping = clipping_of(manifest)
+        self._bound = relative_bound(manifest)
+        self._patience = patience
+        self.tribunal = Tribunal(run_id, verify, self._clipping, self._bound, patience)
         self.effects: list[Effect] = []
         self._said: set[Slot] = set()
         """In this step."""
@@ -66,6 +74,8 @@ class Auditor:
         """Cases, in this step."""
         self._findings: dict[tuple[int, PeerId], Digest] = {}
         """What validators of this peer's work must have found, by step and validator."""
+        self._uncompared: dict[Audit, int] = {}
+        """Work that this peer has done again and could not compare yet, and how often it has asked for its bytes."""
 
     # --- what comes in -----------------------------------------------------------------------------------
 
@@ -151,6 +161,12 @@ class Auditor:
         self._said, self._asked = set(), set()
         self.tribunal.forget(head.step, head.roster)
         self.tribunal.entitle(head.audits)
+        self.effects += self.tribunal.to_judge_again()
+        self._uncompared = {
+            audit: n for audit, n in self._uncompared.items() if audit.step + COMPARED_STEPS >= head.step
+        }
+        for audit in self._uncompared:
+            self._compare(audit, head)
         for envelope in self.tribunal.said_by(self._me):
             self.effects.append(SendEnvelope(_others(head, self._me), envelope))
         cut = transcript.cut(header.cut) if transcript is not None else None
@@ -195,10 +211,28 @@ class Auditor:
             is_mine = (audit.validator, audit.seed) == (self._me, found.seed)
             if not is_mine or commit is None:
                 continue
-            if is_as_recomputed(commit, found):
-                self._compare_lines(record, audit.target, found, head)
-            else:
+            gap = None if is_as_recomputed(commit, found) else gap_to(commit, found)
+            if gap is not None and self._bound is not None and not found.compared:
+                if audit not in self._uncompared:
+                    self._uncompared[audit] = 0
+                    self._compare(audit, head)
+                continue
+            is_wrong = gap is not None and (self._bound is None or is_worth_accusing(gap, self._bound))
+            if gap is None or gap.is_whole or is_wrong:
+                self._uncompared.pop(audit, None)
+            if is_wrong:
                 self._accuse(Accusation(audit.target, Reason.WRONG_GRADIENT, found.step), head)
+            else:
+                self._compare_lines(record, audit.target, found, head)
+
+    def _compare(self, audit: Audit, head: Head) -> None:
+        """Where machines differ: compare work that this peer has done again with the bytes that it has, and, once
+        they are shown, with those of others, again in the next steps while some are missing."""
+        record, attempts = self.tribunal.record(audit.step), self._uncompared[audit]
+        if record is not None and can_be_compared(audit.step, head.step, attempts):
+            wanted = comparison(record, audit, attempts, self._patience())
+            self.effects += [wanted] if wanted is not None else []
+            self._uncompared[audit] += 1
 
     def _compare_lines(self, record: Record, target: PeerId, found: WorkRecomputed, head: Head) -> None:
         """What aggregators have said about the work of somebody who does not object."""
@@ -231,7 +265,7 @@ class Auditor:
             commit, expected = _commit_of(record, audit.validator), self._findings.get((audit.step, audit.validator))
             if commit is None or not commit.finding or expected is None or audit.target != self._me:
                 continue
-            if commit.finding != expected:
+            if not is_finding(commit.finding, expected, None if self._bound is None else ACCUSING * self._bound):
                 self._accuse(Accusation(audit.validator, Reason.WRONG_FINDING, record.header.step), head)
 
     def _accuse(self, accusation: Accusation, head: Head) -> None:

@@ -36,9 +36,7 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
 from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.scrutiny import line_about, lines_of
-
-NORM_ERROR = 1e-9
-"""How far honest machines may differ in the length of the same bytes, relatively: in the order of additions."""
+from crowdsurf.protocol.tolerance import LENGTH_ERROR, Gap, as_it_should_be, gap_between, sketches_apart
 
 
 class Record(NamedTuple):
@@ -253,39 +251,54 @@ def guilty_of(
     found: WorkRecomputed,
     question: Question | None = None,
     clipping: Clipping | None = None,
+    bound: float | None = None,
 ) -> PeerId | None:
     """Who is guilty, given the work as it should have been; None if that cannot be told here: what the accused signed
-    is not known, or the aggregate in question is not remembered."""
+    is not known, the aggregate in question is not remembered, or bytes are missing. `bound`: how far honest machines
+    may differ, None if not at all."""
     accused = PeerId(accusation.accused)
-    if question is not None and question.projection is not None:
-        holds = None if clipping is None else _line_holds(question, question.projection, record, found, clipping)
-        return None if holds is None else accuser if holds else accused
     said = record.commits.get(accused)
-    if said is None or not isinstance(said.payload, Commit):
+    if question is not None and question.projection is not None:
+        is_exact = bound is None
+        right = None if clipping is None else _line_holds(question, record, found, clipping, is_exact)
+    elif said is None or not isinstance(said.payload, Commit):
         return None
-    if accusation.reason == Reason.WRONG_GRADIENT:
-        as_it_should = is_as_recomputed(said.payload, found)
+    elif accusation.reason == Reason.WRONG_GRADIENT:
+        exact = is_as_recomputed(said.payload, found)
+        right = exact if bound is None else exact or as_it_should_be(gap_to(said.payload, found), bound)
     else:
-        as_it_should = said.payload.finding in (b"", found.finding)
-    return accuser if as_it_should else accused
+        right = not said.payload.finding or is_finding(said.payload.finding, found.finding, bound)
+    return None if right is None else accuser if right else accused
 
 
 def is_as_recomputed(commit: Commit, found: WorkRecomputed) -> bool:
     """Whether a commit is that of its work unit: the very bytes, and their lengths but for the order of additions."""
     lengths = zip(commit.norms, found.norms, strict=False)
-    right = all(said == true or abs(said - true) <= NORM_ERROR * true for said, true in lengths)
+    right = all(said == true or abs(said - true) <= LENGTH_ERROR * true for said, true in lengths)
     return commit.parts == found.parts and right
 
 
+def gap_to(commit: Commit, found: WorkRecomputed) -> Gap:
+    """How far a commit is from its work unit, as far as its bytes were seen."""
+    return gap_between(commit.parts, commit.norms, found.parts, found.norms, found.compared)
+
+
+def is_finding(said: bytes, own: bytes, bound: float | None) -> bool:
+    """Whether a validator has found what its target's work gives: the very bytes, or such as are no farther apart."""
+    return said == own if bound is None else sketches_apart(said, own) <= bound
+
+
 def _line_holds(
-    question: Question, projection: Projection, record: Record, found: WorkRecomputed, clipping: Clipping
+    question: Question, record: Record, found: WorkRecomputed, clipping: Clipping, is_exact: bool
 ) -> bool | None:
-    """Whether a line is what its member's work gives. Who committed to something else has nothing to complain about."""
-    part, said = projection.part, record.commits.get(question.audit.target)
+    """Whether a line is what its member's work gives. Who committed to something else has nothing to complain about;
+    where machines differ it is about what was committed to, whatever the work."""
+    projection, said = question.projection, record.commits.get(question.audit.target)
     commit = said.payload if said is not None else None
-    if not isinstance(commit, Commit) or part >= len(commit.parts):
+    if projection is None or not isinstance(commit, Commit) or projection.part >= len(commit.parts):
         return None
-    if part >= len(found.parts) or commit.parts[part] != found.parts[part]:
+    part = projection.part
+    if is_exact and (part >= len(found.parts) or commit.parts[part] != found.parts[part]):
         return True
     own = found.lines[part] if part < len(found.lines) else None
     claimed = line_about(projection, question.member)

@@ -143,6 +143,13 @@ class RecomputeWork:
     """Aggregates of that step whose lines about this work are wanted, by part; empty where none is."""
     beacon: bytes = b""
     """The beacon that the directions of those lines are drawn from."""
+    committed: tuple[bytes, ...] = ()
+    """What the work is to be compared with, where machines may differ: the blob digest of every part that was committed
+    to, empty for one that is not wanted. Then the lines are about these bytes."""
+    holders: tuple[PeerId, ...] = ()
+    """Whom to ask for them, by part; nobody for what is here or not at all."""
+    patience_seconds: float = 0.0
+    """How long they may take; what has not come then is done without."""
 
 
 @dataclass(frozen=True, slots=True)

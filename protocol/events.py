@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate, Envelope
 from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.tolerance import Compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,10 @@ class WorkRecomputed:
     """Length of every part."""
     lines: tuple[Line | None, ...] = ()
     """What the aggregators asked about must have said of this work, by part; None where nothing was asked, or the
-    aggregate is not remembered."""
+    aggregate is not remembered, or it is about bytes that nobody has handed over."""
+    compared: tuple[Compared | None, ...] = ()
+    """How far what was committed to is from it, by part, where that was asked; None where nobody has handed over the
+    bytes."""
 
 
 @dataclass(frozen=True, slots=True)

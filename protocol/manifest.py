@@ -96,8 +96,12 @@ class AuditSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rate: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.0625
     """Share of the members that validate in every step, one at least; it is what security costs in computing. 0 trusts
     everybody."""
-    comparison: Annotated[str, msgspec.Meta(pattern=r"^exact\Z")] = "exact"
-    """How recomputed work is compared: `exact` needs the same software on the same kind of device."""
+    comparison: Annotated[str, msgspec.Meta(pattern=r"^(exact|tolerance)\Z")] = "exact"
+    """How recomputed work is compared: `exact` (bit for bit) needs the same software on the same kind of device;
+    `tolerance` needs `relative_l2_max`, and members keep the gradients of a few steps."""
+    relative_l2_max: Annotated[float, msgspec.Meta(ge=1e-6, le=0.1)] | msgspec.UnsetType = msgspec.UNSET
+    """Where honest machines may differ: the largest distance between two gradients of one work unit, as a share of
+    their length (`crowdsurf doctor --calibrate` measures it). Decides nothing where the comparison is exact."""
 
 
 class DeadlineSection(Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -172,6 +176,10 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     for low, high in (("work_seconds_min", "work_seconds_max"), ("transfer_seconds_min", "transfer_seconds_max")):
         if getattr(manifest.deadlines, low) > getattr(manifest.deadlines, high):
             problems.append(f"deadlines.{low} must not exceed deadlines.{high}")
+    if manifest.audit.comparison == "tolerance" and manifest.audit.relative_l2_max is msgspec.UNSET:
+        problems.append(
+            "audit.comparison tolerance needs audit.relative_l2_max; crowdsurf doctor --calibrate measures it"
+        )
     for section in (manifest.task.parameters, manifest.rule.parameters):
         for key, value in section.items():
             if isinstance(value, float) and not math.isfinite(value):

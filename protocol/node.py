@@ -56,7 +56,6 @@ from crowdsurf.protocol.messages import (
     indexes_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
-from crowdsurf.protocol.projection import clipping_of
 from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sightings import check_echo
 from crowdsurf.protocol.step import StepMachine
@@ -111,7 +110,7 @@ class Node:
         self._chain_asked_until: float | None = None
         self._announce_at: float | None = None
         self._recovered = Recovered()
-        self.auditor = Auditor(signer, self.chain.run_id, verify, manifest.quorum, clipping_of(manifest))
+        self.auditor = Auditor(signer, self.chain.run_id, verify, manifest, self._timing.transfer.bound_seconds)
         self._leaving = self._asked_to_join = False
         self._leave_asked_step = 0
         self._effects: list[Effect] = []

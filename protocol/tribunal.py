@@ -18,6 +18,7 @@ from crowdsurf.protocol.envelope import Opened, Verify
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.evidence import Evidence
+from crowdsurf.protocol.exhibits import can_be_compared, comparison
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import PROVEN, Accusation, Ban, Certificate, Envelope, Reason, Verdict
 from crowdsurf.protocol.projection import Clipping
@@ -43,6 +44,8 @@ class Case:
     """What has to be recomputed; None for class A."""
     guilty: PeerId | None = None
     """What this member found itself."""
+    attempts: int = 0
+    """How often it has asked for the bytes in question, where machines differ."""
     verdicts: dict[PeerId, Opened] = field(default_factory=dict)
 
     @property
@@ -75,11 +78,22 @@ class Case:
 class Tribunal:
     """Cases of the last `CASE_STEPS` steps."""
 
-    def __init__(self, run_id: Digest, verify: Verify, clipping: Clipping | None = None) -> None:
-        """`clipping`: how the run checks aggregates."""
+    def __init__(
+        self,
+        run_id: Digest,
+        verify: Verify,
+        clipping: Clipping | None = None,
+        bound: float | None = None,
+        patience: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`clipping`: how the run checks aggregates. `bound`: how far honest machines may differ, None if not at all;
+        then `patience` is how long in seconds somebody may take to hand over bytes."""
         self._run_id = run_id
         self._verify = verify
         self._clipping = clipping
+        self._bound = bound
+        self._patience = patience
+        self._step = 0
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._cases: dict[bytes, Case] = {}
 
@@ -99,7 +113,7 @@ class Tribunal:
     def forget(self, step: int, roster: Roster) -> None:
         """Drop what is too old at `step` to be judged, and what has led to a ban."""
         self._records = OrderedDict((s, r) for s, r in self._records.items() if s >= step - limits.CASE_STEPS)
-        oldest = step - limits.CASE_STEPS
+        self._step, oldest = step, step - limits.CASE_STEPS
         self._cases = {
             name: case
             for name, case in self._cases.items()
@@ -135,7 +149,7 @@ class Tribunal:
         unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
         if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.EVIDENCE_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many open cases")
-        return [self._open_disputed(opened, accusation)]
+        return self._open_disputed(opened, accusation)
 
     def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
         holds = proof_holds(accusation, self._run_id, self._verify, self._clipping)
@@ -145,7 +159,7 @@ class Tribunal:
             raise Refusal(Code.DUPLICATE, "it is convicted already")
         self._cases[name] = Case(name, opened, accusation, None, guilty)
 
-    def _open_disputed(self, opened: Opened, accusation: Accusation) -> RecomputeWork:
+    def _open_disputed(self, opened: Opened, accusation: Accusation) -> list[RecomputeWork]:
         record = self._records.get(accusation.step)
         particular = accusation.reason == Reason.WRONG_PROJECTION
         if accusation.reason not in DISPUTED or bool(accusation.proof) != particular:
@@ -154,14 +168,37 @@ class Tribunal:
             raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
         question = question_of(accusation, opened.sender, record, self._run_id, self._verify)
         name = case_name(opened, proven=False)
-        self._cases[name] = Case(name, opened, accusation, question)
+        case = self._cases[name] = Case(name, opened, accusation, question)
+        return self._to_judge(case, question, record)
+
+    def _to_judge(self, case: Case, question: Question, record: Record) -> list[RecomputeWork]:
+        """What has to be computed to judge a dispute; nothing before that can be done."""
         audit, projection = question.audit, question.projection
+        if self._needs_bytes(case):
+            if not can_be_compared(audit.step, self._step, case.attempts):
+                return []
+            case.attempts += 1
+            wanted_bytes = comparison(record, audit, case.attempts - 1, self._patience(), projection)
+            return [wanted_bytes] if wanted_bytes is not None else []
         wanted = [b""] * audit.parts
         if projection is not None and projection.part < audit.parts:
             wanted[projection.part] = projection.aggregate
         wanted = wanted if projection is not None else []
         asked, beacon = tuple(wanted), record.header.beacon if wanted else b""
-        return RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator, asked, beacon)
+        return [RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator, asked, beacon)]
+
+    def to_judge_again(self) -> list[RecomputeWork]:
+        """What has to be computed to judge disputes that waited for bytes; they may be shown by now."""
+        effects = []
+        for case in self._cases.values():
+            record = self._records.get(case.accusation.step)
+            if self._needs_bytes(case) and case.guilty is None and case.question is not None and record is not None:
+                effects += self._to_judge(case, case.question, record)
+        return effects
+
+    def _needs_bytes(self, case: Case) -> bool:
+        """Whether a dispute is about numbers that must be seen; a finding is judged by the work alone."""
+        return self._bound is not None and case.accusation.reason != Reason.WRONG_FINDING
 
     def judge(self, opened: Opened) -> None:
         """Take a member's verdict. Raises Refusal, FUTURE for a case not heard of yet."""
@@ -186,7 +223,9 @@ class Tribunal:
                 continue
             audit = question.audit
             if (audit.step, audit.seed, audit.validator) == (found.step, found.seed, found.finder):
-                case.guilty = guilty_of(case.accusation, case.accuser, record, found, question, self._clipping)
+                case.guilty = guilty_of(
+                    case.accusation, case.accuser, record, found, question, self._clipping, self._bound
+                )
                 if case.guilty is not None:
                     verdicts.append(Verdict(case.name, case.guilty))
         return verdicts

@@ -28,6 +28,7 @@ from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, encode_manifest
 from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.tolerance import Compared
 
 if TYPE_CHECKING:
     from crowdsurf.protocol.sim.compute import Forgery
@@ -68,6 +69,16 @@ class WorkResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """What somebody has committed to: its gradient (float32, all parameters), blob digests by range (empty where
+    nothing is asked), and of which ranges the bytes are there."""
+
+    gradient: Segment
+    names: Sequence[bytes]
+    is_there: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
 class RecomputeResult:
     """A work unit computed again: blob digests and lengths of the ranges asked for, what its finder commits to
     (`protocol.ids.finding_digest`), and what aggregators must have said about it."""
@@ -77,6 +88,8 @@ class RecomputeResult:
     finding: Digest
     lines: tuple[Line | None, ...]
     """By part, where they were asked for; None for an aggregate that is not remembered or not finite."""
+    compared: tuple[Compared | None, ...] = ()
+    """By part, where committed bytes were given; None for a part whose bytes are missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +196,27 @@ class ComputeClient:
         aggregates: Sequence[bytes] = (),
         radius: float = math.inf,
         beacon: bytes = b"",
+        committed: Committed | None = None,
     ) -> RecomputeResult:
         """Compute the work unit of `seed` (32 bytes) again, at the present state or one of the last before it, into
         `gradient` (float32, all parameters): the bytes `work` gave there. The state stays as it is. `cancel_work`
         does not stop it; cancelling the caller does. `aggregates` are blob digests by range, empty where nothing is
         asked; of those that `check` was given lately the lines about this gradient are worked out, with this clipping
-        `radius` and `beacon`. Raises StateForgotten, and WorkFailed as `work` does."""
+        `radius` and `beacon`. With `committed`, for a run that compares numbers, the gradient is compared
+        with it, and the lines are about it. Raises StateForgotten, and WorkFailed as `work` does."""
         arguments: dict[str, Any] = {"state": state, "seed": seed, "ranges": list(ranges), "finder": finder}
         arguments |= {"aggregates": list(aggregates), "radius": radius, "beacon": beacon}
-        answer = await self._call("recompute", arguments, gradient=gradient)
+        segments = {"gradient": gradient}
+        if committed is not None:
+            segments["committed"] = committed.gradient
+            arguments |= {"names": list(committed.names), "is_there": list(committed.is_there)}
+        answer = await self._call("recompute", arguments, **segments)
         return RecomputeResult(
             part_digests=tuple(Digest(value) for value in answer["part_digests"]),
             norms=tuple(answer["norms"]),
             finding=Digest(answer["finding"]),
             lines=tuple(map(_line, answer["lines"])),
+            compared=tuple(None if seen is None else Compared(*seen) for seen in answer["compared"]),
         )
 
     async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:

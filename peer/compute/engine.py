@@ -8,8 +8,9 @@ ones, never those themselves: the model can go back to a past state without the 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from crowdsurf.peer.compute.errors import WorkCancelled, WorkFailed
 from crowdsurf.peer.compute.optimizer import OPTIMIZERS, Range, live_ranges
-from crowdsurf.peer.compute.past_aggregates import PastAggregates
+from crowdsurf.peer.compute.past_aggregates import PAST_AGGREGATES, PastAggregates
 from crowdsurf.peer.compute.past_states import PastStates
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import is_finite
@@ -30,6 +31,7 @@ from crowdsurf.peer.compute.task import Task, load_task
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, digest_text
 from crowdsurf.protocol.manifest import Manifest
+from crowdsurf.protocol.tolerance import relative_bound
 
 SEED_BYTES = 32
 
@@ -57,7 +59,7 @@ class Engine:
         self.state.reset(model)
         self._digest = self.state.digest()
         self._past = PastStates()
-        self.past_aggregates = PastAggregates(self.elements)
+        self.past_aggregates = PastAggregates(self.elements, PAST_AGGREGATES + (relative_bound(manifest) is not None))
         """What was aggregated in the last steps; forgotten with the past states."""
         self._model = model.to(device)
         self._parameters = self.state.parameters.to(device, copy=True)
@@ -118,6 +120,17 @@ class Engine:
             return self.work(seed, out, should_stop)
         finally:
             self._parameters.copy_(self.state.parameters)
+
+    @contextlib.contextmanager
+    def seen_through(self, wrap: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+        """Compute work units with what `wrap` makes of the model, which must have the same parameters; for
+        measurements (`calibration.py`)."""
+        plain = self._model
+        self._model = wrap(plain)
+        try:
+            yield
+        finally:
+            self._model = plain
 
     def apply(self, gradient: torch.Tensor, void_ranges: Sequence[Range], part_ranges: Sequence[Range] = ()) -> Digest:
         """One step of the outer optimizer on the aggregated gradient, float32 (elements,) on the CPU; the new

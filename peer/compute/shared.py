@@ -18,6 +18,7 @@ import torch
 
 from crowdsurf.peer.compute.attacks import find_attack
 from crowdsurf.peer.compute.attacks.base import GradientAttack, View
+from crowdsurf.peer.compute.comparing import compare_parts, sketch_of
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import NoUsableRows
 from crowdsurf.peer.compute.forging import distort
@@ -31,6 +32,7 @@ from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest_text, fin
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.projection import Line, clipping_of
 from crowdsurf.protocol.sim.compute import Forgery, Work
+from crowdsurf.protocol.tolerance import Compared, relative_bound
 
 KEEP_STATES = 16
 """States kept by default: more than a step apart are only restarted peers and delayed gradients."""
@@ -91,6 +93,7 @@ class SharedCompute:
         self._rule = parse_rule(manifest.rule.name, manifest.rule.parameters)
         clipping = clipping_of(manifest)
         self._radius = clipping.radius if clipping is not None else math.inf
+        self._sketches = relative_bound(manifest) is not None
         self._keep_states = keep_states
         self._states: OrderedDict[Digest, KnownState] = OrderedDict()
         self._vectors: Recent[Digest, torch.Tensor] = Recent(vector_bytes_max)
@@ -128,7 +131,17 @@ class SharedCompute:
         """See `Compute.finding`: what `finder` commits to when it computes `work(state, seed, parts)` again. Raises
         as `work` does."""
         gradient = self._join(self.work(state, seed, parts).parts)
+        if self._sketches:
+            return sketch_of(gradient, finder)
         return finding_digest(finder, gradient.view(torch.uint8).numpy().data)
+
+    def compare(
+        self, state: Digest, seed: Digest, parts: int, committed: tuple[bytes, ...]
+    ) -> tuple[Compared | None, ...]:
+        """See `Compute.compare`. Raises as `work` does, and MisuseError for a forgotten vector."""
+        whole = self._join(self.work(state, seed, parts).parts)
+        is_there = [bool(name) for name in committed]
+        return tuple(compare_parts(whole, self._join(committed), part_ranges(self.elements, parts), is_there))
 
     def forge(self, forgery: Forgery) -> Work:
         """See `Compute.forge`. `strength` is what the attack's docstring says (`attacks.DEFAULT_STRENGTH`). Raises

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crowdsurf.peer.compute import frames
+from crowdsurf.peer.compute.comparing import Recomputed, compare_parts, sketch_of
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import WorkerDied, WorkFailed, name_of
 from crowdsurf.peer.compute.projections import lines_about, project
@@ -29,6 +30,7 @@ from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, finding_digest
 from crowdsurf.protocol.manifest import decode_manifest
 from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.tolerance import relative_bound
 
 if TYPE_CHECKING:
     from crowdsurf.peer.compute.forging import Forger
@@ -85,6 +87,8 @@ class Worker:
         self._control: int | None = None
         self._engine: Engine | None = None
         self._forger: Forger | None = None
+        self._recomputed: Recomputed | None = None
+        """Where gradients are compared by their numbers and not by their digests."""
         self._commands: dict[str, Callable[..., dict[str, Any]]] = {
             "start": self._start,
             "load_initial": lambda: {"digest": self._running.load_initial()},
@@ -136,6 +140,7 @@ class Worker:
     def _start(self, manifest: bytes, device: str, control: int) -> dict[str, Any]:
         self._control = control
         self._engine, self._forger = Engine(decode_manifest(manifest), choose_device(device)), None
+        self._recomputed = Recomputed() if relative_bound(self._engine.manifest) is not None else None
         return {
             "vector_elements": self._engine.elements,
             "state_bytes": self._engine.state.nbytes,
@@ -168,18 +173,40 @@ class Worker:
         radius: float,
         beacon: bytes,
         gradient: int,
+        committed: int | None = None,
+        names: list[bytes] | None = None,
+        is_there: list[bool] | None = None,
     ) -> dict[str, Any]:
         out = self._gradient(gradient, ranges)
-        self._running.recompute(Digest(state), seed, out, self._should_stop)
+        self._compute_again(Digest(state), seed, out)
+        described = self._described(gradient, out, ranges) | self._finding(gradient, out.nbytes, finder)
+        looked_at, there, compared = out, [True] * len(ranges), []
+        if committed is not None and names is not None and is_there is not None:
+            looked_at = self._gradient(committed, ranges)
+            for part, (start, stop) in enumerate(ranges):
+                if names[part] == described["part_digests"][part]:  # the very bytes, whether handed over or not
+                    looked_at[start:stop], is_there[part] = out[start:stop], True
+            there, compared = is_there, compare_parts(out, looked_at, ranges, is_there)
         past, lines = self._running.past_aggregates, []
         if aggregates:
-            spans = zip(aggregates, ranges, strict=True)
-            wanted = [past.find(name, stop - start) if name else None for name, (start, stop) in spans]
-            lines = lines_about(out, wanted, ranges, radius, beacon)
-        described = self._described(gradient, out, ranges) | self._finding(gradient, out.nbytes, finder)
-        return described | {"lines": [pack_line(line) for line in lines]}
+            spans = zip(aggregates, ranges, there, strict=True)
+            wanted = [past.find(name, stop - start) if name and held else None for name, (start, stop), held in spans]
+            lines = lines_about(looked_at, wanted, ranges, radius, beacon)
+        return described | {"lines": [pack_line(line) for line in lines], "compared": compared}
+
+    def _compute_again(self, state: Digest, seed: bytes, out: torch.Tensor) -> None:
+        """Another peer's work unit into `out`, or a copy of it."""
+        known = self._recomputed.find(state, seed) if self._recomputed is not None else None
+        if known is not None:
+            out.copy_(known)
+            return
+        self._running.recompute(state, seed, out, self._should_stop)
+        if self._recomputed is not None:
+            self._recomputed.remember(state, seed, out)
 
     def _finding(self, segment: int, nbytes: int, finder: bytes) -> dict[str, Any]:
+        if self._recomputed is not None:
+            return {"finding": sketch_of(self._memory.vector(segment, 0, nbytes // FLOAT_BYTES), PeerId(finder))}
         return {"finding": finding_digest(PeerId(finder), self._memory.view(segment, 0, nbytes))}
 
     def _gradient(self, segment: int, ranges: list[tuple[int, int]]) -> torch.Tensor:

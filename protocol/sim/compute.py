@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.tolerance import Compared
 
 
 class Work(NamedTuple):
@@ -82,6 +83,13 @@ class Compute(Protocol):
 
     def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
         """What a validator commits to when it has recomputed that work unit. The state is one of the newest few."""
+        ...
+
+    def compare(
+        self, state: Digest, seed: Digest, parts: int, committed: tuple[bytes, ...]
+    ) -> tuple[Compared | None, ...]:
+        """How far parts of these names are from the work unit of `seed` at `state`; None where there is no name. The
+        state is one of the newest few."""
         ...
 
     def forge(self, forgery: Forgery) -> Work:

@@ -60,6 +60,8 @@ class World:
         self.timeline = timeline
         self.network = network
         self.compute = compute
+        self.machine: Callable[[int], Compute] = lambda number: compute
+        """What a host computes work units on, by its number: machines may differ a little."""
         self.chance = chance
         self.make_node = make_node
         self.hosts: dict[PeerId, Host] = {}
@@ -379,7 +381,7 @@ class Host:
         if self.holds(digest):
             self.later(0.0, self.take_blob, digest)
         elif candidates:
-            self._ask(candidates[0], lambda other: other.answer_blob(self, digest))
+            self.ask(candidates[0], lambda other: other.answer_blob(self, digest))
             self.later(FETCH_SECONDS_MAX, self._try_fetch, digest, candidates[1:])
         else:
             self._fetching.discard(digest)
@@ -390,7 +392,12 @@ class Host:
         if self.holds(digest) and (self.adversary is None or self.adversary.serves(self)):
             self.world.network.send_bulk(self.number, asker.number, self._part_bytes(), asker.take_blob, digest)
 
-    def _ask(self, peer: PeerId, answer: Callable[[Host], object]) -> None:
+    def show_committed(self, asker: Host, digest: Digest, take: Callable[[], object]) -> None:
+        """Serve a part of a gradient that somebody has committed to, to be compared."""
+        if self.holds(digest) and (self.adversary is None or self.adversary.serves(self)):
+            self.world.network.send_bulk(self.number, asker.number, self._part_bytes(), take)
+
+    def ask(self, peer: PeerId, answer: Callable[[Host], object]) -> None:
         """Bring a question to another host, if it gets there."""
         other = self.world.hosts.get(peer)
         if other is not None:
@@ -400,7 +407,7 @@ class Host:
     # --- the chain and states ----------------------------------------------------------------------------
 
     def _request_chain(self, effect: effects.RequestChain) -> None:
-        self._ask(effect.peer, lambda other: other.answer_chain(self, effect.first_step))
+        self.ask(effect.peer, lambda other: other.answer_chain(self, effect.first_step))
 
     def answer_chain(self, asker: Host, first_step: int) -> None:
         """Send certified steps from the first one asked for on."""
@@ -418,7 +425,7 @@ class Host:
         if not candidates:
             self.later(NO_STATE_PAUSE_SECONDS, self.give, events.StateFailed())
             return
-        self._ask(candidates[0], lambda other: other.answer_state(self, token))
+        self.ask(candidates[0], lambda other: other.answer_state(self, token))
         self.later(FETCH_SECONDS_MAX, self._state_next, token, candidates[1:])
 
     def _state_next(self, token: int, candidates: tuple[PeerId, ...]) -> None:

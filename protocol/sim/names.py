@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.projection import PROJECTIONS, Line
 from crowdsurf.protocol.sim.compute import Forgery, Work
+from crowdsurf.protocol.tolerance import Compared
 
 
 def name_of(*fields: object) -> Digest:
@@ -50,6 +51,13 @@ class NamesCompute:
 
     def finding(self, state: Digest, seed: Digest, parts: int, finder: PeerId) -> Digest:
         return name_of("finding", state, seed, finder)
+
+    def compare(
+        self, state: Digest, seed: Digest, parts: int, committed: tuple[bytes, ...]
+    ) -> tuple[Compared | None, ...]:
+        right = self.work(state, seed, parts).parts
+        pairs = zip(right, committed, strict=True)
+        return tuple(Compared(0.0 if name == own else 1.0, 1.0) if name else None for own, name in pairs)
 
     def forge(self, forgery: Forgery) -> Work:
         unit = name_of("forged", forgery.attack, forgery.state, forgery.seed, forgery.salt)

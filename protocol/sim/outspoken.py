@@ -8,6 +8,7 @@ knew of a lie; the checker asks whether it spoke up.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -20,6 +21,7 @@ from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.sim.checker import Checker
 from crowdsurf.protocol.sim.host import Host
 from crowdsurf.protocol.sim.vouched import contradicts, differ
+from crowdsurf.protocol.tolerance import relative_bound
 
 _STEPS_KEPT = 4
 
@@ -140,7 +142,11 @@ class Outspoken(Checker):
             if (audit.validator, audit.seed) == (host.id, event.seed) and isinstance(commit, Commit):
                 lengths = zip(commit.norms, event.norms, strict=True)
                 if commit.parts != event.parts or any(differ(one, other) for one, other in lengths):
-                    return {(audit.target, event.step)}
+                    bound = relative_bound(host.node.manifest)
+                    if bound is None or _is_far(event, 2 * bound):
+                        return {(audit.target, event.step)}
+                    if not event.compared:
+                        return set()  # it does not know yet
                 member = record.head.roster.indexes[audit.target]
                 return {(liar, event.step) for liar in self._liars_about(member, record.header, event)}
         return set()
@@ -156,3 +162,9 @@ class Outspoken(Checker):
             if shown is not None and said is not None and true is not None and contradicts(said, true):
                 found.add(bytes(shown.sender))
         return found
+
+
+def _is_far(event: events.WorkRecomputed, bound: float) -> bool:
+    """Whether what was seen of committed work is surely farther than this from the work itself."""
+    seen = [one.distance for one in event.compared if one is not None]
+    return math.hypot(*seen) > 1.01 * bound * math.hypot(*event.norms)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from crowdsurf.protocol import assignment, effects, events
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.projection import Line
-from crowdsurf.protocol.sim.compute import Work
+from crowdsurf.protocol.sim.gathering import Gathering
+from crowdsurf.protocol.tolerance import relative_bound
 
 if TYPE_CHECKING:
     from crowdsurf.protocol.sim.host import Host
@@ -97,7 +98,7 @@ class Worker:
             return
         forgery = host.adversary.forgery(host, effect) if host.adversary is not None else None
         if forgery is None:
-            work = host.world.compute.work(host.state, effect.seed, effect.parts)
+            work = host.world.machine(host.number).work(host.state, effect.seed, effect.parts)
         else:
             work = host.world.compute.forge(forgery)
         self.own = OwnWork(effect.step, host.state, effect.seed, work.parts)
@@ -110,25 +111,31 @@ class Worker:
 
     def _recompute(self, effect: effects.RecomputeWork) -> None:
         """Another peer's work unit."""
-        self.later(self._work_seconds(), self._recomputed, effect)
+        if effect.committed:
+            Gathering(self._host, effect, lambda *found: self.later(self._work_seconds(), self._recomputed, *found))
+        else:
+            self.later(self._work_seconds(), self._recomputed, effect)
 
-    def _recomputed(self, effect: effects.RecomputeWork) -> None:
+    def _recomputed(self, effect: effects.RecomputeWork, committed: tuple[bytes, ...] = ()) -> None:
+        """`committed`: the names of what it is to be compared with, as far as that is here."""
         host, step, seed, finder = self._host, effect.step, effect.seed, effect.finder
         if effect.state not in self._states:
             host.give(events.RecomputeFailed(step, seed, finder))
             return
-        work = host.world.compute.work(effect.state, seed, effect.parts)
-        finding = host.world.compute.finding(effect.state, seed, effect.parts, finder)
+        machine = host.world.machine(host.number)
+        work = machine.work(effect.state, seed, effect.parts)
+        finding = machine.finding(effect.state, seed, effect.parts, finder)
+        compared = machine.compare(effect.state, seed, effect.parts, committed) if committed else ()
         if host.adversary is not None and finder == host.id:
             finding = host.adversary.finding(host, effect, finding)
-        lines = self._lines_about(work, effect)
-        host.give(events.WorkRecomputed(step, seed, finder, work.parts, finding, work.norms, lines))
+        lines = self._lines_about(committed or work.parts, effect)
+        host.give(events.WorkRecomputed(step, seed, finder, work.parts, finding, work.norms, lines, compared))
 
-    def _lines_about(self, work: Work, effect: effects.RecomputeWork) -> tuple[Line | None, ...]:
+    def _lines_about(self, rows: tuple[bytes, ...], effect: effects.RecomputeWork) -> tuple[Line | None, ...]:
         """What those who aggregated this work must have said about it, as far as their aggregates are remembered."""
         known = self._aggregates.get(effect.step, set())
         return tuple(
-            self._line(part, work.parts[part], Digest(name), effect.beacon) if name in known else None
+            self._line(part, Digest(rows[part]), Digest(name), effect.beacon) if name in known and rows[part] else None
             for part, name in enumerate(effect.aggregates)
         )
 
@@ -140,7 +147,7 @@ class Worker:
         """Over the own gradient, which is still in memory unless the worker died since."""
         host, own = self._host, self.own
         if own is not None and own.step == effect.step and host.adversary is None:
-            finding = host.world.compute.finding(own.state, own.seed, len(own.parts), effect.finder)
+            finding = host.world.machine(host.number).finding(own.state, own.seed, len(own.parts), effect.finder)
             self.later(APPLY_SECONDS, host.give, events.FindingKnown(effect.step, effect.finder, finding))
 
     # --- aggregates --------------------------------------------------------------------------------------
@@ -188,7 +195,8 @@ class Worker:
         held = tuple(name if name and host.holds(name) else b"" for name in effect.aggregates)
         self._aggregates.setdefault(effect.step, set()).update(name for name in held if name)
         newest = max(self._aggregates)
-        self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - PAST_AGGREGATES}
+        kept = PAST_AGGREGATES + (relative_bound(host.node.manifest) is not None)
+        self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - kept}
         norms, lines = [], []
         own = self.own if self.own is not None and self.own.step == effect.step else None
         for part, name in enumerate(held):

@@ -24,7 +24,7 @@ PURE_FORBIDDEN = (
 )
 COMPUTE_PROTOCOL = tuple(
     f"crowdsurf.protocol.{name}"
-    for name in ("ids", "manifest", "errors", "limits", "assignment", "projection", "sim.compute")
+    for name in ("ids", "manifest", "errors", "limits", "assignment", "projection", "tolerance", "sim.compute")
 )
 COMPUTE_FOR_DAEMON = tuple(f"crowdsurf.peer.compute.{name}" for name in ("client", "segments", "errors"))
 COMPUTE_FOR_SIMULATION = tuple(f"crowdsurf.peer.compute.{name}" for name in ("shared", "attacks", "rules"))

@@ -20,6 +20,7 @@ from blake3 import blake3
 from crowdsurf.peer.compute.client import (
     AggregateResult,
     CheckResult,
+    Committed,
     ProjectResult,
     RecomputeResult,
     WorkerInfo,
@@ -42,6 +43,7 @@ from crowdsurf.protocol.manifest import DeadlineSection, Manifest, OptimizerSect
 from crowdsurf.protocol.messages import Certificate, Envelope
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.recovery import RecordType
+from crowdsurf.protocol.tolerance import Compared
 
 Vector = numpy.typing.NDArray[numpy.float64]
 
@@ -117,6 +119,14 @@ class Inbox:
 
 def _names(values: Any, ranges: Sequence[tuple[int, int]]) -> tuple[Digest, ...]:
     return tuple(blob_digest(values[start:stop].tobytes()) for start, stop in ranges)
+
+
+def _compared(values: Any, committed: Committed, ranges: Sequence[tuple[int, int]]) -> tuple[Compared | None, ...]:
+    other = numpy.frombuffer(committed.gradient.view, numpy.float32)
+    spans = zip(committed.is_there, ranges, strict=True)
+    return tuple(
+        Compared(*_norms(values - other, [span]), *_norms(other, [span])) if there else None for there, span in spans
+    )
 
 
 def _norms(values: Any, ranges: Sequence[tuple[int, int]]) -> tuple[float, ...]:
@@ -225,16 +235,23 @@ class FakeCompute:
         aggregates: Sequence[bytes] = (),
         radius: float = math.inf,
         beacon: bytes = b"",
+        committed: Committed | None = None,
     ) -> RecomputeResult:
         async with self._lock:
             await self._turn("recompute")
             if state not in self._past:
                 raise StateForgotten("it was not worked at here")
             values = self._gradient(self._past[state], seed)
-            wanted = [self._aggregates.get(name) for name in aggregates]
-            lines = _lines(values, wanted, ranges, radius, beacon) if wanted else ()
+            wanted, shown = [self._aggregates.get(name) for name in aggregates], values
+            if committed is not None:
+                shown = numpy.frombuffer(committed.gradient.view, numpy.float32)
+                held = zip(wanted, committed.is_there, strict=True) if wanted else ()
+                wanted = [aggregate if is_there else None for aggregate, is_there in held]
+            lines = _lines(shown, wanted, ranges, radius, beacon) if wanted else ()
             finding = finding_digest(finder, values.tobytes())
-            return RecomputeResult(_names(values, ranges), _norms(values, ranges), finding, lines)
+            names, norms = _names(values, ranges), _norms(values, ranges)
+            compared = _compared(values, committed, ranges) if committed is not None else ()
+            return RecomputeResult(names, norms, finding, lines, compared)
 
     async def finding(self, segment: Segment, nbytes: int, finder: PeerId) -> Digest:
         async with self._lock:

@@ -41,8 +41,8 @@ class Setup:
         self.store = StateStore(folder, ELEMENTS)
         self.duties: Duties
 
-    async def begin(self, evaluate_steps: int = 0) -> Duties:
-        manifest = manifest_of([key_of(0)])
+    async def begin(self, evaluate_steps: int = 0, **changes: Any) -> Duties:
+        manifest = manifest_of([key_of(0)], **changes)
         info = await self.client.start(manifest)
         client: Any = self.client
         self.duties = Duties(client, info, manifest, self.blobs, self.store, self.pool, self.inbox.post, evaluate_steps)
