@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from crowdsurf.protocol import effects, events
+from crowdsurf.protocol import events
 from crowdsurf.protocol.cases import proof_holds
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
@@ -142,10 +142,13 @@ def test_an_aggregator_that_publishes_nothing_has_a_void_part_and_a_strike() -> 
     assert not any(count for peer, count in strikes.items() if peer != silent.id)
 
 
-def test_reveals_that_name_other_aggregates_to_others_cost_views_and_nothing_else() -> None:
+SILENT = (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.VIEW_CHANGE)
+"""What would settle a step."""
+
+
+def test_reveals_that_name_other_aggregates_to_others_divide_nobody() -> None:
     """An aggregate that one honest member alone has heard of counts for those whom its author tells that it names it
-    too. The others refuse the header, and in a later view all agree on one without the part."""
-    SILENT = (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.VIEW_CHANGE)
+    too. What some have heard they show to the others, and all agree on one header."""
     swarm = working_swarm(4, STEP, steps=10)
     liar = next(peer for peer in swarm.list if peer is not proposer_of(swarm))
     friend, _, doubter = others_of(swarm, liar)
@@ -173,10 +176,4 @@ def test_reveals_that_name_other_aggregates_to_others_cost_views_and_nothing_els
     honest = others_of(swarm, liar)
     assert swarm.run(lambda: all(peer.node.chain.head.step > STEP + 1 for peer in honest), 400.0)
     assert swarm.violations == []
-    assert story_of(friend).view > 0
-    assert counting_parts(friend, liar, STEP) == [False]
     assert not any(ban.peer in {peer.id for peer in honest} for one in friend.stories for ban in one.banned)
-
-
-def story_of(watcher: FakePeer) -> effects.StepCertified:
-    return next(story for story in watcher.stories if story.step == STEP)

@@ -192,7 +192,7 @@ def never_locks(patch: Patch) -> None:
 @defect("stays_locked", (4, 6, 16), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
-    patch.setattr(Ballot, "strongest_lock", lambda self, believable: None)
+    patch.setattr(Ballot, "strongest_lock", lambda self: None)
 
 
 @defect("nothing_dropped", (0, 1, 3), liar=liars.VoidsWork)
@@ -203,9 +203,8 @@ def lets_a_proposer_void_work(patch: Patch) -> None:
 
 @defect("progress", (0, 2, 3), faults=LOSSY, liar=liars.ClaimsALock)
 def believes_any_lock(patch: Patch) -> None:
-    """Whoever says to be locked on a header binds everybody, also when nobody can check it."""
-    honest = Ballot.strongest_lock
-    patch.setattr(Ballot, "strongest_lock", lambda self, believable: honest(self, lambda header: True))
+    """Whoever says to be locked on a header binds everybody, also when nobody has prepared it."""
+    patch.setattr(Ballot, "is_prepared", lambda self, view, name: True)
 
 
 # --- bounds --------------------------------------------------------------------------------------------------
