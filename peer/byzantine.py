@@ -8,6 +8,7 @@ measured again by taking its line out. As a program this file is the worker that
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -236,6 +237,8 @@ def answer_job(job: Job) -> Job:
         return play(Cell(**job))
     except CrowdsurfError as error:
         return {"error": str(error)}
+    finally:
+        gc.collect()  # a swarm holds gigabytes of gradients in cycles, and the next one is on its way
 
 
 # --- measuring all ------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """What peers say to each other: frozen structures that are valid once they exist.
 
-The idea: eight signed kinds make a step, two more change the roster, two accuse and judge, and two unsigned packets
+The idea: ten signed kinds make a step, two more change the roster, two accuse and judge, and two unsigned packets
 help a peer that lacks something. Every field is bounded here, so later code never asks "how long can this be?";
 rules that need the roster or the step live where those are known (`step.py`, `chain.py`, `tribunal.py`). SPEC.md §2.
 
-Of the numbers 16 to 31 of `Kind`, those of attestations are still free.
+Of the numbers of `Kind` up to 31, those of attestations are still free.
 """
 
 from __future__ import annotations

@@ -88,12 +88,6 @@ def forgets_what_it_signed(patch: Patch) -> None:
     _recover_without(patch, "signed")
 
 
-@defect("stays_locked", (5, 20, 21), faults=Faults(crash_rate=8.0, restart_seconds_max=2.0, message_loss=0.2))
-def forgets_its_lock(patch: Patch) -> None:
-    """After a restart a peer does not know what it voted for."""
-    _recover_without(patch, "locks")
-
-
 def _recover_without(patch: Patch, what: str) -> None:
     honest = recover_really
 
@@ -179,7 +173,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (4, 6, 16), faults=ROUGH)
+@defect("stays_locked", (13, 29, 30), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -189,7 +183,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (4, 6, 16), faults=ROUGH)
+@defect("stays_locked", (25,), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)

@@ -56,6 +56,8 @@ class ClaimsToBeLong(Liar):
 class Objector(Adversary):
     """Accuses, once in a step, whoever publishes something first."""
 
+    late_seconds = 0.0
+
     def __init__(self, mind: Mind) -> None:
         super().__init__(mind)
         self._objected_in: set[int] = set()
@@ -68,7 +70,7 @@ class Objector(Adversary):
                 self._objected_in.add(host.step)
                 others = tuple(peer for peer in host.node.chain.head.roster.peers if peer != host.id)
                 slot = Slot(host.step, 0, Kind.ACCUSATION, subject_of(accusation))
-                return [*wanted, SendEnvelope(others, signed(host, slot, accusation))]
+                host.carry_out_later(self.late_seconds, SendEnvelope(others, signed(host, slot, accusation)))
         return wanted
 
     def accusation(self, host: Body, shown: Opened) -> Accusation | None:
@@ -86,7 +88,9 @@ class ObjectsToTheTruth(Objector):
 
 
 class ObjectsForAnother(Objector):
-    """Says that a line about somebody else is false."""
+    """Says that a line about somebody else is false, when the step is over: in the step nobody would listen."""
+
+    late_seconds = 0.6
 
     def accusation(self, host: Body, shown: Opened) -> Accusation | None:
         member, projection = host.node.chain.head.roster.indexes[host.id], shown.payload
