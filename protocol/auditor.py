@@ -45,7 +45,7 @@ from crowdsurf.protocol.messages import (
     Verdict,
 )
 from crowdsurf.protocol.projection import clipping_of, projection_problem, wrong_line
-from crowdsurf.protocol.roster import quorum_of, withheld
+from crowdsurf.protocol.roster import enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import line_about, lines_of
 from crowdsurf.protocol.tolerance import ACCUSING, COMPARED_STEPS, is_worth_accusing, relative_bound
 from crowdsurf.protocol.transcript import Transcript
@@ -172,7 +172,8 @@ class Auditor:
         cut = transcript.cut(header.cut) if transcript is not None else None
         if transcript is not None and cut is not None:
             commits = transcript.named_by(cut, before.roster.peers)
-            enough = len(before.roster) - quorum_of(len(before.roster), self._quorum_rule) + 1
+            size = len(before.roster)
+            enough = enough_for_an_honest_one(size, quorum_of(size, self._quorum_rule))
             shown, named = what_was_vouched_for(before, header, cut, transcript, enough)
             record = Record(before, header, head.audits, commits, shown, named)
             self.tribunal.remember(record)

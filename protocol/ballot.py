@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, ViewChange, header_digest
+from crowdsurf.protocol.roster import enough_for_an_honest_one
 
 _HEADERS_PER_VOTER_MAX = 8
 """Different headers of one step a member's votes are kept for."""
@@ -91,7 +92,7 @@ class Ballot:
 
     def view_to_join(self) -> int | None:
         """A later view asked for by so many that at least one of them is honest, if there is one."""
-        needed = len(self._indexes) - self._quorum + 1
+        needed = enough_for_an_honest_one(len(self._indexes), self._quorum)
         later = [view for view in self._requests if view > self.view and self.requests_for(view) >= needed]
         return max(later, default=None)
 

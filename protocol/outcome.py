@@ -22,7 +22,7 @@ from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
-from crowdsurf.protocol.roster import admitted, quorum_of, withheld
+from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
 
@@ -186,7 +186,8 @@ def heard_aggregates(facts: StepFacts, transcript: Transcript, cut_name: Digest)
 
 def enough_reveals(facts: StepFacts) -> int:
     """So many members that somebody honest is among them, as long as a quorum is honest."""
-    return len(facts.peers) - quorum_of(len(facts.peers), facts.manifest.quorum) + 1
+    size = len(facts.peers)
+    return enough_for_an_honest_one(size, quorum_of(size, facts.manifest.quorum))
 
 
 def is_objected(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut, aggregator: PeerId) -> bool:

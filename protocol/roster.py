@@ -110,6 +110,11 @@ def quorum_of(size: int, rule: str) -> int:
     return size * 2 // 3 + 1 if rule == "two_thirds" else size // 2 + 1
 
 
+def enough_for_an_honest_one(size: int, quorum: int) -> int:
+    """So many of `size` members that somebody honest is among them, as long as a quorum is honest."""
+    return size - quorum + 1
+
+
 def withheld(header: Header) -> frozenset[int]:
     """Members that are in the step and did not open their nonce. Whoever has seen the others' could choose between two
     beacons by keeping silent, so such a step is void (SPEC R-4.19)."""
