@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from crowdsurf.peer import daemon as daemon_module
 from tests.peer.shell import FakeCompute
+from tests.peer.stand_ins import daemons_use
 
 
 def shared_memories() -> int:
@@ -67,12 +67,4 @@ async def tidy(frozen: None) -> AsyncIterator[None]:
 @pytest.fixture
 def fake_compute(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompute]:
     """Daemons get a fake worker each; in the order in which they start."""
-    made: list[FakeCompute] = []
-
-    def make(threads: int = 1) -> FakeCompute:
-        made.append(FakeCompute(threads))
-        return made[-1]
-
-    monkeypatch.setattr(daemon_module, "ComputeClient", make)
-    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.2)
-    return made
+    return daemons_use(monkeypatch, FakeCompute)

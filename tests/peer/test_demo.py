@@ -16,6 +16,7 @@ from crowdsurf.peer.journal import read_journal
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.recovery import RecordType
 from tests.peer.shell import FakeCompute, soon
+from tests.peer.stand_ins import no_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tidy")]
 
@@ -29,10 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_worker(monkeypatch: pytest.MonkeyPatch, fake_compute: list[FakeCompute]) -> None:
     """No torch at all."""
     monkeypatch.setattr(demo_module, "ComputeClient", FakeCompute)
-
-
-def no_command(invite: str, home: Path, evaluate_steps: int) -> Sequence[str]:
-    raise RuntimeError("peers of a memory demo have no process")
 
 
 OUTCOME = {

@@ -11,8 +11,6 @@ import numpy
 import pytest
 import torch
 
-from crowdsurf.peer import daemon as daemon_module
-from crowdsurf.peer import demo as demo_module
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.client import Committed, RecomputeResult, WorkResult
 from crowdsurf.peer.compute.comparing import sketch_of
@@ -23,6 +21,7 @@ from crowdsurf.protocol.ids import Digest, PeerId, blob_digest
 from crowdsurf.protocol.recovery import certificates_of
 from crowdsurf.protocol.sim.compute import Forgery
 from tests.peer.shell import ELEMENTS, FakeCompute, soon
+from tests.peer.stand_ins import daemons_use, demos_use_fakes, no_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tidy")]
 
@@ -93,21 +92,8 @@ class OtherMachine(FakeCompute):
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> list[OtherMachine]:
     """The worker of every daemon, in the order in which they start."""
-    made: list[OtherMachine] = []
-
-    def make(threads: int = 1) -> OtherMachine:
-        made.append(OtherMachine(threads))
-        return made[-1]
-
-    monkeypatch.setattr(daemon_module, "ComputeClient", make)
-    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(demo_module, "ComputeClient", FakeCompute)
-    monkeypatch.setattr(demo_module, "WATCH_SECONDS", 0.01)
-    return made
-
-
-def no_command(invite: str, home: Path, evaluate_steps: int) -> Sequence[str]:
-    raise RuntimeError("peers of a memory demo have no process")
+    demos_use_fakes(monkeypatch)
+    return daemons_use(monkeypatch, OtherMachine)
 
 
 async def play(folder: Path, steps: int, attack: str | None = None) -> dict[str, Any]:

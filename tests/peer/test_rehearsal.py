@@ -11,8 +11,6 @@ from typing import Any
 import numpy
 import pytest
 
-from crowdsurf.peer import daemon as daemon_module
-from crowdsurf.peer import demo as demo_module
 from crowdsurf.peer.compute.client import WorkResult
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.peer.demo import Demo, DemoOptions, check_options, failed
@@ -27,6 +25,7 @@ from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sim.adversaries import Mind
 from crowdsurf.protocol.sim.compute import Forgery
 from tests.peer.shell import FakeCompute, key_of, soon
+from tests.peer.stand_ins import daemons_use, demos_use_fakes, no_command
 
 pytestmark = pytest.mark.slow
 
@@ -108,21 +107,8 @@ class LyingCompute(FakeCompute):
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> list[LyingCompute]:
     """The worker of every daemon, in the order in which they start."""
-    made: list[LyingCompute] = []
-
-    def make(threads: int = 1) -> LyingCompute:
-        made.append(LyingCompute(threads))
-        return made[-1]
-
-    monkeypatch.setattr(daemon_module, "ComputeClient", make)
-    monkeypatch.setattr(daemon_module, "LINGER_SECONDS", 0.2)
-    monkeypatch.setattr(demo_module, "ComputeClient", FakeCompute)
-    monkeypatch.setattr(demo_module, "WATCH_SECONDS", 0.01)
-    return made
-
-
-def no_command(invite: str, home: Path, evaluate_steps: int) -> Sequence[str]:
-    raise RuntimeError("peers of a memory demo have no process")
+    demos_use_fakes(monkeypatch)
+    return daemons_use(monkeypatch, LyingCompute)
 
 
 QUICK_CONFIG = """
