@@ -27,37 +27,65 @@ from crowdsurf.protocol.sightings import Sightings
 Say = Callable[[Kind, int, bytes, Payload], object]
 """Sign and send a message of a kind, in a view, about a subject, unless the slot is filled."""
 Tell = Callable[[Effect], None]
+ProposerOf = Callable[[int], PeerId]
+
+_TOLD_OF_OVERLOOKED = 2
+"""Proposers of so many later views are told of work that a header leaves out: should the next one be gone or lie, the
+one after it has it too. To tell everybody would cost a message for every pair of members and piece."""
+_WORK = (Kind.COMMIT, Kind.AGGREGATE, Kind.PROJECTION, Kind.REVEAL)
+"""What work consists of, among all that its author said."""
 
 
 class Election:
     """One member's side of one step's votes."""
 
     def __init__(
-        self, holdings: Holdings, ballot: Ballot, asking: Asking, timing: Timing, grace: Grace, say: Say, tell: Tell
+        self,
+        holdings: Holdings,
+        ballot: Ballot,
+        proposer_of: ProposerOf,
+        asking: Asking,
+        timing: Timing,
+        grace: Grace,
+        say: Say,
+        tell: Tell,
     ) -> None:
         self._holdings = holdings
         self._transcript = holdings.transcript
         self._ballot = ballot
+        self._proposer_of = proposer_of
         self._asking = asking
         self._grace = grace
         self._sightings = Sightings(timing.echoes, 2 * timing.delivery_seconds)
         self._say, self._tell = say, tell
+        # A header that lacks nothing but to be the only one; it is not worked through again for every echo.
+        self._found_good = b""
 
     def next_deadline(self) -> float | None:
         """When a header of this view may be thought to be the only one, unless something else decides."""
         return self._sightings.next_deadline(self._ballot.view)
 
-    def on_echo(self, opened: Opened, echo: Echo, proposer: PeerId, now: float) -> None:
-        """Another member shows a header; a second one of its view convicts the proposer."""
+    def recall(self, opened: Opened) -> None:
+        """This was signed before a restart."""
+        if opened.envelope.kind == Kind.ECHO:
+            self._sightings.forget(opened.envelope.view)
+
+    def on_echo(self, opened: Opened, echo: Echo, now: float) -> None:
+        """Another member shows a header; a second one of its view convicts the proposer. Whoever saw another one first
+        may have forgotten in a restart what was shown to it: it is shown again."""
         view = opened.envelope.view
         self._sightings.see(view, echo, opened.sender)
-        known = self._transcript.outcome(proposer, view)
+        known = self._transcript.outcome(self._proposer_of(view), view)
         if known is not None and known.digest != echo.outcome:
             self._ask(opened.sender, Digest(echo.outcome), now)
+        mine = self._transcript.said(self._holdings.me, opened.slot)
+        if mine is not None and isinstance(mine.payload, Echo) and mine.payload.outcome != echo.outcome:
+            self._tell(SendEnvelope((opened.sender,), mine.envelope))
 
-    def show(self, proposer: PeerId, now: float) -> None:
+    def show(self, now: float) -> None:
         """Show everybody which header of this view was seen first here."""
         view = self._ballot.view
+        proposer = self._proposer_of(view)
         opened = self._transcript.outcome(proposer, view)
         if opened is not None:
             self._sightings.see(view, Echo(opened.digest, opened.envelope.signature), proposer)
@@ -65,29 +93,34 @@ class Election:
         if first is not None and proposer != self._holdings.me:
             self._say(Kind.ECHO, view, b"", first)
 
-    def pull(self, proposer: PeerId, now: float) -> None:
+    def pull(self, now: float) -> None:
         """Ask others for the header that they show, if the proposer has not sent it."""
         view = self._ballot.view
         name, peers = self._sightings.shown(view)
-        if name is not None and self._transcript.outcome(proposer, view) is None:
+        if name is not None and self._transcript.outcome(self._proposer_of(view), view) is None:
             self._ask(min(peers), name, now)
 
-    def consider(self, proposer: PeerId, is_patient: bool, awaited: set[PeerId], now: float) -> None:
+    def consider(self, is_patient: bool, awaited: set[PeerId], now: float) -> None:
         """Prepare the view's outcome once it is complete and correct and nothing forbids it; vote for it once a quorum
         has.
 
         `is_patient`: whether what it lacks will not come any more. `awaited`: the other members that are waited for.
         """
         view = self._ballot.view
+        proposer = self._proposer_of(view)
         opened = self._transcript.outcome(proposer, view)
         if opened is None or not isinstance(opened.payload, Header):
             return
         header, required = opened.payload, self._ballot.strongest_lock()
         has_prepared = self._ballot.prepared == (view, opened.digest)
-        is_ready = self._ballot.prepared[0] < view and (is_patient or all(header.parts))
-        if not has_prepared and not is_ready:
+        may_prepare = self._ballot.prepared[0] < view and (is_patient or all(header.parts))
+        may_vote = has_prepared and self._ballot.is_prepared(view, opened.digest)
+        if not may_prepare and not may_vote:
             return
         is_bound = required is not None and header_digest(required) == opened.digest
+        is_only = self._ballot.knows_locks and self._sightings.is_alone(view, opened.digest, awaited)
+        if required is None and not has_prepared and not is_only and self._found_good == opened.digest:
+            return
         try:
             missing = self._holdings.examine(header, is_bound or has_prepared)
         except Refusal as refusal:
@@ -97,21 +130,20 @@ class Election:
             for effect in self._asking.for_missing(missing, proposer, now) + self._holdings.to_check(missing, header):
                 self._tell(effect)
             return
-        if not has_prepared and (is_bound or self._is_free(opened, header, required, awaited, now)):
+        if not has_prepared and (is_bound or self._is_free(opened, header, required, is_only, now)):
             self._say(Kind.PREPARE, view, b"", Prepare(opened.digest))
         if self._ballot.prepared == (view, opened.digest) and self._ballot.is_prepared(view, opened.digest):
             self._vote(header, view)
 
-    def _is_free(
-        self, opened: Opened, header: Header, required: Header | None, awaited: set[PeerId], now: float
-    ) -> bool:
+    def _is_free(self, opened: Opened, header: Header, required: Header | None, is_only: bool, now: float) -> bool:
         """Whether nothing forbids to prepare a header that nobody is locked on."""
         if required is not None:
             self._refuse_once(opened, Refusal(Code.LOCKED, "another header may be certified already"))
             return False
         if self._forward_overlooked(opened, header) or not self._may_void(header, now):
             return False
-        return self._ballot.knows_locks and self._sightings.is_alone(self._ballot.view, opened.digest, awaited)
+        self._found_good = opened.digest
+        return is_only
 
     def _vote(self, header: Header, view: int) -> None:
         """Lock, then vote. Should the new lock never reach the disk, the old one's grounds are still there."""
@@ -128,12 +160,17 @@ class Election:
         return [*self._holdings.grounds(header), *self._ballot.proof_of(header, view)]
 
     def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
-        """Refuse a header that drops work this member holds, and show that work to everyone (SPEC R-4.24)."""
+        """Refuse a header that drops work this member holds, and show that work to those who propose next (SPEC
+        R-4.24)."""
         dropped = self._holdings.left_out(header)
         if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
+            view = opened.envelope.view + 1
+            following = {self._proposer_of(later) for later in range(view, view + _TOLD_OF_OVERLOOKED)}
+            told = tuple(peer for peer in self._asking.others() if peer in following)
             for peer in dropped:
                 for said in self._transcript.own(peer):
-                    self._tell(SendEnvelope(self._asking.others(), said.envelope))
+                    if said.envelope.kind in _WORK:
+                        self._tell(SendEnvelope(told, said.envelope))
         return bool(dropped)
 
     def _may_void(self, header: Header, now: float) -> bool:

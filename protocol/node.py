@@ -526,8 +526,7 @@ class Node:
             signed = [opened.envelope for opened in self.machine.transcript.own(self.me)]
             ballot = self.machine.ballot
             locks = [(ballot.lock, ballot.lock_view)] if ballot.lock is not None else []
-            heard = list(self.machine.holdings.grounds(ballot.lock))
-            self._recovered = Recovered(signed=signed, locks=locks, heard=heard)
+            self._recovered = Recovered(signed=signed, locks=locks, heard=self.machine.lock_grounds())
 
     def _drop_machine(self) -> None:
         if self.machine is not None:

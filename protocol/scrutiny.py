@@ -20,7 +20,7 @@ from crowdsurf.protocol.projection import Clipping, Line, longest, projection_pr
 
 def lines_of(projection: Projection) -> list[Line]:
     """The lines of a message, by rising index of the members that went in."""
-    return [Line(numbers[:-1], numbers[-1]) for numbers in projection.lines]
+    return [_line(numbers) for numbers in projection.lines]
 
 
 def line_about(projection: Projection, member: int) -> Line | None:
@@ -28,7 +28,11 @@ def line_about(projection: Projection, member: int) -> Line | None:
     indexes = indexes_of(projection.included)
     if member not in indexes or len(indexes) != len(projection.lines):
         return None
-    return lines_of(projection)[indexes.index(member)]
+    return _line(projection.lines[indexes.index(member)])
+
+
+def _line(numbers: Sequence[float]) -> Line:
+    return Line(tuple(numbers[:-1]), numbers[-1])
 
 
 def fits(aggregate: Aggregate, projection: Projection) -> bool:
@@ -64,11 +68,15 @@ class Scrutiny:
         # An aggregate is known by its part and beacon too: what anybody names twice, under one digest, has other lines.
         self._known: dict[tuple[int, bytes, bytes], Known] = {}
         self._asked: set[tuple[int, bytes, bytes]] = set()
+        # Whether a projection adds up is asked for every message about its header, and takes a while to find out.
+        self._unbalanced: dict[bytes, bool] = {}
 
     # --- what has to be worked out -----------------------------------------------------------------------
 
     def to_check(self, step: int, aggregates: Sequence[bytes], beacon: Digest) -> list[Effect]:
         """Look at aggregates (by part, empty for one not held) that were not looked at yet."""
+        if not any(aggregates):
+            return []
         fresh = tuple(b"" if (part, name, beacon) in self._asked else name for part, name in enumerate(aggregates))
         if not any(fresh):
             return []
@@ -108,8 +116,10 @@ class Scrutiny:
         projection = said.payload
         if not isinstance(projection, Projection) or not fits(aggregate, projection):
             return True
-        unbalanced = projection_problem(lines_of(projection), projection.norm, self.clipping) is not None
-        return unbalanced or is_too_long(aggregate, projection, commits, self.clipping)
+        if said.digest not in self._unbalanced:
+            problem = projection_problem(lines_of(projection), projection.norm, self.clipping)
+            self._unbalanced[said.digest] = problem is not None
+        return self._unbalanced[said.digest] or is_too_long(aggregate, projection, commits, self.clipping)
 
     def is_false(self, said: Opened, beacon: bytes) -> bool:
         """Whether a projection is not so, as far as this member has worked it out."""

@@ -52,6 +52,11 @@ class Sightings:
         self._patience = patience
         self._wait_seconds = wait_seconds
         self._views: dict[int, _Seen] = {}
+        self._forgotten: set[int] = set()
+
+    def forget(self, view: int) -> None:
+        """A header of a view was shown before a restart: whether others showed another one is not known any more."""
+        self._forgotten.add(view)
 
     def see(self, view: int, shown: Echo, peer: PeerId) -> None:
         """A member, or the proposer itself, shows a header of a view."""
@@ -62,14 +67,15 @@ class Sightings:
             seen.is_contradicted = True
 
     def show(self, view: int, now: float) -> Echo | None:
-        """What this member saw first in a view, to be told to the others now; None if it has seen nothing."""
+        """What this member saw first in a view, to be told to the others now; None if there is nothing new to tell."""
         seen = self._views.get(view)
         if seen is None:
             return None
-        if not seen.is_shown:
-            seen.is_shown, seen.waits_until = True, now + self._wait_seconds
-        elif seen.waits_until is not None and now >= seen.waits_until:
-            seen.waits_until = None
+        if seen.is_shown:
+            if seen.waits_until is not None and now >= seen.waits_until:
+                seen.waits_until = None
+            return None
+        seen.is_shown, seen.waits_until = True, now + self._wait_seconds
         return seen.first
 
     def shown(self, view: int) -> tuple[Digest | None, set[PeerId]]:
@@ -81,6 +87,8 @@ class Sightings:
         """Whether no honest member that follows the rules can act on another header of this view."""
         seen = self._views.get(view)
         if seen is None or not seen.is_shown or seen.is_contradicted or seen.first.outcome != name:
+            return False
+        if view in self._forgotten:
             return False
         lacking = awaited - seen.by - self._patience.spent()
         if lacking and seen.waits_until is not None:

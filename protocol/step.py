@@ -45,6 +45,7 @@ from crowdsurf.protocol.messages import (
     Commit,
     Cut,
     Echo,
+    Envelope,
     Header,
     Kind,
     Payload,
@@ -60,6 +61,8 @@ from crowdsurf.protocol.voice import Voice
 
 _BACKOFF_DOUBLINGS_MAX = 6
 """A view's wait doubles at most this often: 64 times the first wait."""
+_OF_ONE_VIEW = (Kind.VIEW_CHANGE, Kind.ECHO)
+"""What matters to nobody any more when its view is over."""
 _MISSED_STEPS_PATIENCE = 2
 """Members that missed this many certified steps in a row are no longer waited for (they are still welcome)."""
 
@@ -102,7 +105,8 @@ class StepMachine:
         self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
         held, tell = self.holdings, lambda effect: self.effects.append(effect)
-        self._election = Election(held, self.ballot, self._asking, timing, self._grace, self._say, tell)
+        asking, grace = self._asking, self._grace
+        self._election = Election(held, self.ballot, self.proposer, asking, timing, grace, self._say, tell)
         self._deadline = now + timing.work.bound_seconds()
         self._resend_wait = timing.delivery_seconds
         self._resend_at = now + timing.work.bound_seconds() + timing.delivery_seconds
@@ -113,6 +117,7 @@ class StepMachine:
         """Begin: compute the work unit, again after a restart; what was signed before stays (SPEC R-2.7)."""
         for opened in signed:
             self._voice.recall(opened)
+            self._election.recall(opened)
             self.transcript.add(opened)
             self._count(opened)
         for opened in heard:
@@ -123,6 +128,10 @@ class StepMachine:
             self.ballot.lock_on(*lock)
         self._compute_work()
         self.advance(now)
+
+    def lock_grounds(self) -> list[Envelope]:
+        """What this member's lock rests on; to be given back, as `heard`, to a machine that begins this step again."""
+        return self._election.lock_grounds()
 
     def next_deadline(self) -> float | None:
         """When `advance` wants to be called again although nothing came."""
@@ -240,7 +249,7 @@ class StepMachine:
             self._timing.work.observe(now - self._began)
         self._count(opened)
         if isinstance(opened.payload, Echo):
-            self._election.on_echo(opened, opened.payload, self.proposer(opened.envelope.view), now)
+            self._election.on_echo(opened, opened.payload, now)
         self.transcript.add(opened)
         if isinstance(opened.payload, Aggregate):
             self._expect_aggregate(opened.payload, opened.sender)
@@ -394,7 +403,7 @@ class StepMachine:
                 self.effects.append(FetchBlob((item.peer,), item.digest))
         if self.phase is Phase.SIGN and self.proposer(self.ballot.view) == self.me:
             self._propose_outcome()
-        self._election.show(self.proposer(self.ballot.view), now)
+        self._election.show(now)
         if self.ballot.voted_view < self.ballot.view:
             self._consider_outcome(now)
         if self.ballot.somebody_voted:
@@ -431,7 +440,7 @@ class StepMachine:
             is_patient = self.accepted is None or self.accepted.settles_at is None
         proposer = self.proposer(self.ballot.view)
         awaited = set(self.awaited()) - self.gone - {self.me, proposer}
-        self._election.consider(proposer, is_patient, awaited, now)
+        self._election.consider(is_patient, awaited, now)
 
     def _certify(self, now: float) -> None:
         name = self.ballot.elected()
@@ -465,7 +474,7 @@ class StepMachine:
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
         self._say(Kind.VIEW_CHANGE, view, b"", ViewChange(self.ballot.lock, self.ballot.lock_view))
-        for envelope in self._election.lock_grounds():
+        for envelope in self.lock_grounds():
             self.effects.append(SendEnvelope(self._asking.others(), envelope))
 
     def _view_seconds(self) -> float:
@@ -519,13 +528,13 @@ class StepMachine:
     def _resend(self, now: float) -> None:
         """Nothing moved for a while: say again what was said, in case it got lost (SPEC R-4.34)."""
         for opened in self.transcript.own(self.me):
-            if opened.envelope.kind != Kind.VIEW_CHANGE or opened.envelope.view == self.ballot.view:
+            if opened.envelope.kind not in _OF_ONE_VIEW or opened.envelope.view == self.ballot.view:
                 self.effects.append(SendEnvelope(self._asking.others(), opened.envelope))
         if self.phase is Phase.AGGREGATE and self.accepted is not None:
             for part in self.aggregates_lacking():
                 self._pull_aggregate(self.accepted, part)
         self._asking.clear()
-        self._election.pull(self.proposer(self.ballot.view), now)
+        self._election.pull(now)
         self._resend_wait = min(2 * self._resend_wait, 16 * self._timing.delivery_seconds)
         self._resend_at = now + self._resend_wait
 

@@ -7,6 +7,8 @@ of slots per view, and only so many views are kept. SPEC.md §2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.cases import cut_objected_to
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
@@ -37,6 +39,7 @@ class Transcript:
         self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
         """Every aggregate signed for a part, also by a liar that signed two."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
+        self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
         """By cut; also all that a liar signed."""
         self._objectors: dict[tuple[bytes, bytes], set[PeerId]] = {}
 
@@ -64,7 +67,7 @@ class Transcript:
             self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
         elif isinstance(payload, Reveal):
             self.reveals[sender] = payload.nonce
-            self._reveals_said.setdefault(payload.cut, []).append(opened)
+            self._add_reveal(opened, payload)
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
         elif isinstance(payload, Projection):
@@ -154,14 +157,9 @@ class Transcript:
         named = [name for name, senders in self.witnesses(cut, part).items() if len(senders) >= enough]
         return Digest(named[0]) if len(named) == 1 else None
 
-    def witnesses(self, cut: bytes, part: int) -> dict[bytes, set[PeerId]]:
+    def witnesses(self, cut: bytes, part: int) -> Mapping[bytes, set[PeerId]]:
         """Whose reveals name which aggregate of a part."""
-        found: dict[bytes, set[PeerId]] = {}
-        for said in self.reveals_of(cut):
-            names = said.payload.aggregates if isinstance(said.payload, Reveal) else ()
-            if part < len(names) and names[part]:
-                found.setdefault(names[part], set()).add(said.sender)
-        return found
+        return self._witnesses.get((cut, part), {})
 
     def objectors(self, cut: bytes, aggregator: PeerId) -> set[PeerId]:
         """Members that object to what an aggregator published about a cut."""
@@ -170,6 +168,10 @@ class Transcript:
     def of_kind(self, kind: Kind) -> list[Opened]:
         """Every message of a kind, in the order heard."""
         return [opened for (_, slot), opened in self._slots.items() if slot.kind == kind]
+
+    def said(self, peer: PeerId, slot: Slot) -> Opened | None:
+        """What a member said in a slot, if heard."""
+        return self._slots.get((peer, slot))
 
     def own(self, peer: PeerId) -> list[Opened]:
         """Everything a member said, in the order heard; what a peer sends again when a step stalls."""
@@ -193,12 +195,18 @@ class Transcript:
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
                 return
-            self._reveals_said.setdefault(payload.cut, []).append(opened)
+            self._add_reveal(opened, payload)
         elif isinstance(payload, Aggregate):
             self._aggregates_said.setdefault((payload.cut, payload.part, sender, payload.digest), opened)
         else:
             return
         self._per_member[sender] = said + 1
+
+    def _add_reveal(self, opened: Opened, reveal: Reveal) -> None:
+        self._reveals_said.setdefault(reveal.cut, []).append(opened)
+        for part, name in enumerate(reveal.aggregates):
+            if name:
+                self._witnesses.setdefault((reveal.cut, part), {}).setdefault(name, set()).add(opened.sender)
 
     def opens_commit(self, sender: PeerId, nonce_digest: bytes) -> bool:
         """Whether a nonce of this digest is one a member has committed to; a liar may have committed to several."""
@@ -234,7 +242,17 @@ class Transcript:
         for peer, name in zip(duties, header.projections, strict=False):
             shown = self.projection_with(name, peer)
             found += [shown] if shown is not None else []
-        return found + (self.reveals_of(header.cut) if header.projections else [])
+        return found + (self._reveals_behind(header, peers) if header.projections else [])
+
+    def _reveals_behind(self, header: Header, peers: tuple[PeerId, ...]) -> list[Opened]:
+        """Reveals that name the header's cut, and those that open its nonces: in a later view they may name another."""
+        opens = {peer for peer, nonce in zip(peers, header.nonces, strict=True) if nonce}
+        said = (opened for reveals in self._reveals_said.values() for opened in reveals)
+        return [
+            opened
+            for opened in said
+            if isinstance(opened.payload, Reveal) and (opened.payload.cut == header.cut or opened.sender in opens)
+        ]
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""

@@ -18,8 +18,8 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Aggregate, Header, Kind, Reveal, Vote
-from crowdsurf.protocol.roster import withheld
+from crowdsurf.protocol.messages import Aggregate, Header, Kind, Prepare, Reveal, Vote
+from crowdsurf.protocol.roster import quorum_of, withheld
 from crowdsurf.protocol.sim.checker import Checker, Violation, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.header_follows import HeaderFollows
 from crowdsurf.protocol.sim.host import MEMORY_STEPS, Host
@@ -327,42 +327,63 @@ def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
 
 
 class Progress(Checker):
-    """After faults have stopped every honest peer gets on; `finish` is asked once, at the end."""
+    """After faults have stopped every honest peer gets on, unless honest ones rest for what failed and the others are
+    no quorum any more (SPEC, "Not guaranteed yet"); `finish` is asked once, at the end."""
 
     name = "progress"
 
     def finish(self, host: Host, done: bool) -> None:
         """Note whether a host got where it should."""
-        if not done:
+        if not done and not _rests_cost_the_quorum(host):
             state = "is waiting" if host.alive else "is dead"
             missing = host.node.machine.phase.name if host.node.machine is not None else "no step"
             self.report(host, f"it {state} in step {host.step} ({missing}), its state is that before {host.state_step}")
 
 
+def _rests_cost_the_quorum(host: Host) -> bool:
+    hosts, head = host.world.hosts, host.node.chain.head
+    honest = sum(peer in hosts and hosts[peer].honest for peer in head.roster.peers)
+    out = (hosts.get(PeerId(peer)) for peer in head.roster.kept_out(head.step))
+    rests = any(other is not None and other.honest for other in out)
+    return rests and honest < quorum_of(len(head.roster), host.node.manifest.quorum)
+
+
 class NothingDropped(Checker):
-    """An honest peer votes for no header without work that it holds, so a proposer alone can void nobody's; only a
-    header that others are locked on it must take as it is."""
+    """An honest peer prepares no header without work that it holds, so a proposer alone can void nobody's; only a
+    header that others are locked on it must take as it is. It votes for nothing that it has not prepared."""
 
     name = "nothing_dropped"
-    sees_effects = (effects.PersistLock, effects.SendEnvelope)
+    sees_effects = (effects.PersistLock, effects.PersistSigned, effects.SendEnvelope)
 
     def __init__(self) -> None:
         super().__init__()
         self._locked_on: dict[bytes, int] = {}
         """Headers somebody is locked on, or says so, with their step."""
+        self._prepared: dict[tuple[int, bytes], int] = {}
+        """Headers that a host has prepared, with their step."""
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Compare the header that is voted for with what the voter holds."""
+        """Compare the header that is prepared with what its signer holds, and the one voted for with those prepared."""
         if isinstance(effect, effects.SendEnvelope):
             lock = claimed_lock(host, effect.envelope)
             if lock is not None:
                 self._locked_on.setdefault(name_of_header(lock[0]), lock[0].step)
         elif isinstance(effect, effects.PersistLock):
             name, step = name_of_header(effect.header), effect.header.step
-            if host.honest and name not in self._locked_on and self._drops(host, effect.header):
-                self.report(host, f"it votes in step {step} for a header without work that it holds")
+            if host.honest and (host.number, name) not in self._prepared:
+                self.report(host, f"it votes in step {step} for a header that it has not prepared")
             self._locked_on = {old: at for old, at in self._locked_on.items() if at >= step - _STEPS_KEPT}
+            self._prepared = {old: at for old, at in self._prepared.items() if at >= step - _STEPS_KEPT}
             self._locked_on[name] = step
+        elif isinstance(effect, effects.PersistSigned) and effect.envelope.kind == Kind.PREPARE:
+            prepare = wire.unpack(effect.envelope.payload, Prepare, limits.ENVELOPE_BYTES_MAX)
+            self._on_prepared(host, prepare.header, effect.envelope.step)
+
+    def _on_prepared(self, host: Host, name: bytes, step: int) -> None:
+        self._prepared[(host.number, name)] = step
+        header = host.node.machine.transcript.header(name) if host.node.machine is not None else None
+        if host.honest and header is not None and name not in self._locked_on and self._drops(host, header):
+            self.report(host, f"it prepares in step {step} a header without work that it holds")
 
     def _drops(self, host: Host, header: Header) -> bool:
         machine = host.node.machine

@@ -57,6 +57,11 @@ def test_a_lost_state_does_not_make_a_voter_forget_its_lock() -> None:
     hurt.give(events.StateReady(step, hurt.states[step]))
     assert hurt.node.machine is not None
     assert hurt.node.machine.ballot.lock == lock
+    assert {envelope.kind for envelope in hurt.node.machine.lock_grounds()} >= {
+        Kind.PROPOSAL,
+        Kind.COMMIT,
+        Kind.PREPARE,
+    }
     assert swarm.run_to_end()
     assert_agreed(swarm, 8)
 

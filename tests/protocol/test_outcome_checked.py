@@ -288,3 +288,19 @@ def test_what_a_header_follows_from_holds_reveals_and_projections() -> None:
         again.add(opened)
     assert judge(again).nothing
     assert all(isinstance(one.payload, Projection) for one in said(Kind.PROJECTION))
+
+
+def test_the_grounds_of_a_later_views_header_have_nonces_that_were_opened_for_another_cut() -> None:
+    """A nonce is opened once. Were its reveal lost in restarts after its owner has gone, nobody could ever believe the
+    header again."""
+    heard, older = Transcript(), Reveal(name("the cut of view 0"), name("nonce", 1), (b"",) * 4)
+    for index in STEP.contributors:
+        heard.add(STEP.transcript.commits[STEP.peers[index]])
+    heard.add(STEP.say(0, Kind.PROPOSAL, STEP.cut, 1))
+    reveal = STEP.say(1, Kind.REVEAL, older)
+    heard.add(reveal)
+    nonces = (b"", name("nonce", 1), b"", b"")
+    header = msgspec.structs.replace(STEP.header, parts=(b"",) * 4, projections=(b"",) * 4, nonces=nonces)
+    assert reveal in heard.grounds(header, STEP.peers, STEP.facts.duties(STEP.cut))
+    unused = msgspec.structs.replace(header, nonces=(b"",) * 4)
+    assert reveal not in heard.grounds(unused, STEP.peers, STEP.facts.duties(STEP.cut))

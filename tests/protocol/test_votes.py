@@ -29,11 +29,14 @@ REVEAL_OF_SECOND = next(o for o in STEP.transcript.own(STEP.peers[SECOND]) if o.
 class Voter:
     """A step machine that has heard everything of the step but what is left out, and stands before an outcome."""
 
-    def __init__(self, without: tuple[Opened, ...] = (), lost_blobs: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, without: tuple[Opened, ...] = (), lost_blobs: tuple[int, ...] = (), signed: tuple[Opened, ...] = ()
+    ) -> None:
+        """`signed`: what it had signed before a restart."""
         self.machine = StepMachine(
             STEP.facts, STEP.signers[ME], STEP.run_id, ELEMENTS, timing_of(STEP.manifest), now=0.0
         )
-        self.machine.start([], [], None, 0.0)
+        self.machine.start(list(signed), [], None, 0.0)
         for part in set(range(4)) - set(lost_blobs):
             self.machine.on_blob(name("aggregate", part), 0.0)
         for index in (FIRST, SECOND, THIRD):
@@ -162,6 +165,28 @@ def test_of_two_headers_of_one_view_neither_is_prepared_and_the_other_is_asked_f
     assert effects.SendWant(STEP.peers[THIRD], (other.digest,)) in late.hear(STEP.say(THIRD, Kind.ECHO, shown))
 
 
+def test_whoever_shows_another_header_is_shown_this_members_once_more() -> None:
+    """It may have restarted and forgotten; then it would find its header to be the only one."""
+    voter = Voter()
+    outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
+    (echo,) = [e.envelope for e in voter.hear(outcome) if isinstance(e, effects.PersistSigned)]
+    assert echo.kind == Kind.ECHO
+    other = STEP.say(FIRST, Kind.OUTCOME, void(1))
+    same = voter.hear(STEP.say(SECOND, Kind.ECHO, Echo(NAME, outcome.envelope.signature)))
+    assert not any(isinstance(e, effects.SendEnvelope) and e.envelope == echo for e in same)
+    answer = voter.hear(STEP.say(THIRD, Kind.ECHO, Echo(other.digest, other.envelope.signature)))
+    assert effects.SendEnvelope((STEP.peers[THIRD],), echo) in answer
+
+
+def test_after_a_restart_no_header_of_a_view_is_prepared_that_was_shown_before() -> None:
+    """What others have shown is forgotten: another header of the view may have been among it."""
+    outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
+    voter = Voter(signed=(STEP.say(ME, Kind.ECHO, Echo(NAME, outcome.envelope.signature)),))
+    assert votes(voter.propose(GOOD)) == []
+    voter.wait(lambda: voter.machine.ballot.view > 0)
+    assert voter.machine.ballot.prepared == (-1, b"")
+
+
 def test_a_header_that_others_show_is_asked_for_if_the_proposer_does_not_send_it() -> None:
     voter = Voter()
     outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
@@ -189,12 +214,14 @@ def test_messages_that_are_missing_are_asked_for_and_then_it_votes() -> None:
     assert votes(voter.hear(lacking)) == [(0, NAME)]
 
 
-def test_a_header_that_overlooks_a_nonce_is_refused_and_the_nonce_shown_to_everyone() -> None:
+def test_a_header_that_overlooks_a_nonce_is_refused_and_the_nonce_shown_to_the_next_proposers() -> None:
     voter = Voter()
     wanted = voter.propose(without_nonce(SECOND))
     assert (votes(wanted), codes(wanted)) == ([], [Code.LOCKED])
-    shown = [e.envelope for e in wanted if isinstance(e, effects.SendEnvelope)]
-    assert REVEAL_OF_SECOND.envelope in shown
+    sent = [e for e in wanted if isinstance(e, effects.SendEnvelope) and e.envelope.sender == STEP.peers[SECOND]]
+    assert {e.envelope.kind for e in sent} == {Kind.COMMIT, Kind.AGGREGATE, Kind.REVEAL}
+    assert REVEAL_OF_SECOND.envelope in [e.envelope for e in sent]
+    assert all(set(e.to) == {STEP.peers[SECOND], STEP.peers[THIRD]} for e in sent)
     assert voter.machine.ballot.lock is None
 
 

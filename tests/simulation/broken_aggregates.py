@@ -30,7 +30,7 @@ def counts_late_aggregates(patch: Patch) -> None:
     honest = Transcript.witnesses
 
     def witnesses(self: Transcript, cut: bytes, part: int) -> dict[bytes, set[PeerId]]:
-        found = honest(self, cut, part)
+        found = dict(honest(self, cut, part))
         said = [opened.payload for key, opened in self.aggregates.items() if key[:2] == (cut, part)]
         everybody = {peer for peer, _ in self._slots}
         return found | {one.digest: everybody for one in said}  # type: ignore[union-attr]

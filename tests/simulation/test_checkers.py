@@ -17,11 +17,13 @@ from crowdsurf.protocol.messages import (
     Join,
     Kind,
     Leave,
+    Prepare,
     Reveal,
     ViewChange,
     Vote,
     header_digest,
 )
+from crowdsurf.protocol.roster import Resting, Roster
 from crowdsurf.protocol.sim import checkers, header_follows, justice
 from crowdsurf.protocol.sim.checkers import Checker, Violation
 from crowdsurf.protocol.sim.disk import Disk
@@ -256,26 +258,26 @@ def test_a_lock_of_a_later_view_may_replace_ones_own(headers: tuple[Header, Head
 
 
 def test_nothing_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Votes of a run, each seen with everything that the voter holds, and once with a part left out."""
+    """Prepares of a run, each seen with everything that its signer holds, and once with a part or a nonce left out."""
     made = simulation(Setting(peers=3, steps=STEPS), 1)
     seen: list[Violation] = []
     checker = checkers.NothingDropped()
 
     class Look(Checker):
         name = "look"
-        sees_effects = (effects.PersistLock,)
+        sees_effects = (effects.PersistSigned, effects.PersistLock)
 
         def on_effect(self, host: Host, effect: effects.Effect) -> None:
-            assert isinstance(effect, effects.PersistLock)
             checker.on_effect(host, effect)
             assert checker.violations == []
             machine = host.node.machine
-            if machine is not None and not seen:
-                checker.on_effect(
-                    host, effects.PersistLock(replace(effect.header, parts=(b"", *effect.header.parts[1:])), 0)
-                )
-                nonces = (b"",) * len(effect.header.nonces)
-                checker.on_effect(host, effects.PersistLock(replace(effect.header, nonces=nonces), 0))
+            if isinstance(effect, effects.PersistLock) and machine is not None and not seen:
+                header = effect.header
+                for changes in ({"parts": (b"", *header.parts[1:])}, {"nonces": (b"",) * len(header.nonces)}):
+                    with monkeypatch.context() as patch:
+                        patch.setattr(machine.transcript, "header", lambda name: replace(header, **changes))  # noqa: B023
+                        said = signed(host, Slot(header.step, 0, Kind.PREPARE, b""), Prepare(A))
+                        checker.on_effect(host, effects.PersistSigned(said))
                 seen.extend(checker.violations)
                 checker.violations.clear()
 
@@ -284,12 +286,33 @@ def test_nothing_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 2
 
 
-def test_a_header_others_are_locked_on_is_taken_as_it_is(running: Simulation, headers: tuple[Header, Header]) -> None:
+def prepare(checker: Checker, host: Host, header: Header, patch: pytest.MonkeyPatch) -> None:
+    machine = host.node.machine
+    assert machine is not None
+    patch.setattr(machine.transcript, "header", lambda name: header)
+    said = signed(host, Slot(header.step, 2, Kind.PREPARE, b""), Prepare(header_digest(header)))
+    checker.on_effect(host, effects.PersistSigned(said))
+
+
+def test_a_header_others_are_locked_on_is_taken_as_it_is(
+    running: Simulation, headers: tuple[Header, Header], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checker, (one, other) = checkers.NothingDropped(), running.hosts[:2]
     monkey: Callable[..., bool] = lambda host, header: True  # noqa: E731
     checker._drops = monkey  # type: ignore[method-assign]
     claim = signed(other, Slot(0, 2, Kind.VIEW_CHANGE, b""), ViewChange(headers[0], 1))
     checker.on_effect(other, effects.SendEnvelope((), claim))
+    prepare(checker, one, headers[0], monkeypatch)
+    assert checker.violations == []
+    prepare(checker, one, headers[1], monkeypatch)
+    assert len(checker.violations) == 1
+
+
+def test_nobody_votes_for_what_it_has_not_prepared(
+    running: Simulation, headers: tuple[Header, Header], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checker, one = checkers.NothingDropped(), running.hosts[0]
+    prepare(checker, one, headers[0], monkeypatch)
     checker.on_effect(one, effects.PersistLock(headers[0], 2))
     assert checker.violations == []
     checker.on_effect(one, effects.PersistLock(headers[1], 2))
@@ -385,6 +408,19 @@ def test_progress(running: Simulation) -> None:
     running.hosts[1].node.machine = None
     checker.finish(running.hosts[1], False)
     assert len(checker.violations) == 2
+
+
+def test_nobody_gets_on_where_rests_cost_the_quorum(running: Simulation) -> None:
+    """Of three members one lies and one rests."""
+    checker, (one, liar, resting) = checkers.Progress(), running.hosts
+    liar.adversary = cast(Any, object())
+    chain = one.node.chain
+    members = tuple(member for member in chain.head.roster.members if member.peer != resting.id)
+    for rests, expected in (((), 1), ((Resting(resting.id, 99, 1),), 0)):
+        chain.head = chain.head._replace(roster=Roster(members, (), rests))
+        checker.finish(one, False)
+        assert len(checker.violations) == expected
+        checker.violations.clear()
 
 
 def test_awake_counts_the_calls_of_one_moment(running: Simulation) -> None:
