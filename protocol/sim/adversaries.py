@@ -6,6 +6,7 @@ each other; those that lie about aggregates are in `lying_aggregators.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -43,6 +44,11 @@ DELAY_STEPS = 1000
 class GradientAttack(Adversary):
     """Any attack on the gradient: `Compute.forge` knows the formula."""
 
+    @property
+    def formula(self) -> str:
+        """A name of `GRADIENT_ATTACKS`."""
+        return self.mind.attack
+
     def forgery(self, host: Body, effect: effects.ComputeWork) -> Forgery | None:
         mind = self.mind
         past = mind.past.setdefault(host.id, [])
@@ -50,12 +56,12 @@ class GradientAttack(Adversary):
         del past[: -DELAY_STEPS - 1]
         if not self.attacking(effect.step):
             return None
-        state, seed = past[0] if mind.attack == "delayed_gradient" else (host.state, effect.seed)
+        state, seed = past[0] if self.formula == "delayed_gradient" else (host.state, effect.seed)
         head = host.node.chain.head
         honest_members = [peer for peer in head.roster.peers if peer not in mind.members]
         certificate = host.node.catch_up.certificate(effect.step - 1)
         return Forgery(
-            attack=mind.attack,
+            attack=self.formula,
             strength=mind.strength,
             state=state,
             seed=seed,
@@ -65,6 +71,20 @@ class GradientAttack(Adversary):
             previous=certificate.header.parts if certificate is not None else (),
             salt=mind.salt(effect.step),
         )
+
+
+class LeaveOut(GradientAttack):
+    """Flips its gradient, and as aggregator says that nobody's part came but those of its own kind, whose gradients are
+    then the majority of what goes in (4.1, row 2, from the other end of the link)."""
+
+    formula = "sign_flip"
+
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
+        if isinstance(effect, effects.AggregatePart):
+            members = host.node.chain.head.roster.peers
+            friends = tuple(row for row in effect.inputs if members[row[0]] in self.mind.members)
+            return (dataclasses.replace(effect, inputs=friends or effect.inputs),)
+        return (effect,)
 
 
 class WithholdPart(Adversary):
@@ -273,6 +293,7 @@ ATTACKS: dict[str, type[Adversary]] = {
     "colluding_aggregate": ColludingAggregate,
     "wrong_projection": WrongProjection,
     "late_aggregate": LateAggregate,
+    "leave_out": LeaveOut,
     "withhold_part": WithholdPart,
     "withhold_reveal": WithholdReveal,
     "withhold_projection": WithholdProjection,

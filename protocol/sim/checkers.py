@@ -350,7 +350,7 @@ def _rests_cost_the_quorum(host: Host) -> bool:
 
 class NothingDropped(Checker):
     """An honest peer prepares no header without work that it holds, so a proposer alone can void nobody's; only a
-    header that others are locked on it must take as it is. It votes for nothing that it has not prepared."""
+    header that others are locked on it must take as it is."""
 
     name = "nothing_dropped"
     sees_effects = (effects.PersistLock, effects.PersistSigned, effects.SendEnvelope)
@@ -359,28 +359,22 @@ class NothingDropped(Checker):
         super().__init__()
         self._locked_on: dict[bytes, int] = {}
         """Headers somebody is locked on, or says so, with their step."""
-        self._prepared: dict[tuple[int, bytes], int] = {}
-        """Headers that a host has prepared, with their step."""
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Compare the header that is prepared with what its signer holds, and the one voted for with those prepared."""
+        """Compare the header that is prepared with what its signer holds."""
         if isinstance(effect, effects.SendEnvelope):
             lock = claimed_lock(host, effect.envelope)
             if lock is not None:
                 self._locked_on.setdefault(name_of_header(lock[0]), lock[0].step)
         elif isinstance(effect, effects.PersistLock):
             name, step = name_of_header(effect.header), effect.header.step
-            if host.honest and (host.number, name) not in self._prepared:
-                self.report(host, f"it votes in step {step} for a header that it has not prepared")
             self._locked_on = {old: at for old, at in self._locked_on.items() if at >= step - _STEPS_KEPT}
-            self._prepared = {old: at for old, at in self._prepared.items() if at >= step - _STEPS_KEPT}
             self._locked_on[name] = step
         elif isinstance(effect, effects.PersistSigned) and effect.envelope.kind == Kind.PREPARE:
             prepare = wire.unpack(effect.envelope.payload, Prepare, limits.ENVELOPE_BYTES_MAX)
             self._on_prepared(host, prepare.header, effect.envelope.step)
 
     def _on_prepared(self, host: Host, name: bytes, step: int) -> None:
-        self._prepared[(host.number, name)] = step
         header = host.node.machine.transcript.header(name) if host.node.machine is not None else None
         if host.honest and header is not None and name not in self._locked_on and self._drops(host, header):
             self.report(host, f"it prepares in step {step} a header without work that it holds")

@@ -308,17 +308,6 @@ def test_a_header_others_are_locked_on_is_taken_as_it_is(
     assert len(checker.violations) == 1
 
 
-def test_nobody_votes_for_what_it_has_not_prepared(
-    running: Simulation, headers: tuple[Header, Header], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checker, one = checkers.NothingDropped(), running.hosts[0]
-    prepare(checker, one, headers[0], monkeypatch)
-    checker.on_effect(one, effects.PersistLock(headers[0], 2))
-    assert checker.violations == []
-    checker.on_effect(one, effects.PersistLock(headers[1], 2))
-    assert len(checker.violations) == 1
-
-
 def story(step: int, roster: tuple[Any, ...]) -> effects.StepCertified:
     return effects.StepCertified(step, (), 0, 0, None, (), (), roster)
 

@@ -1,4 +1,4 @@
-"""What a seed draws, and sixty seeds of it: nothing may break, whatever fails."""
+"""What a seed draws, and many seeds of it: nothing may break, whatever fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_rest_does_not_depend_on_the_attack() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("first", range(0, 60, BLOCK))
+@pytest.mark.parametrize("first", range(0, 40, BLOCK))
 async def test_no_promise_is_broken(first: int) -> None:
     seeds = range(first, first + BLOCK)
     found = await simulate_many(SimulateOptions(swarm_test=True), seeds, 2, lambda seed, answer: None)
