@@ -237,6 +237,7 @@ class EvidenceHolds(EvidenceChecker):
             copy = wire.unpack(wire.pack(evidence), Evidence, EVIDENCE_BYTES_MAX)
             head = self._heads.get(copy.certificate.header.step)
             problem = self._problem(copy, host.node.chain.run_id, head.roster) if head is not None else ""
+            problem = problem or self._problem_of_exhibits(host, copy)
         except Refusal as refusal:
             problem = str(refusal)
         if problem:
@@ -325,13 +326,21 @@ class EvidenceHolds(EvidenceChecker):
                 agree.add(verdict.sender)
         if 2 * len(agree) <= len(roster):
             return f"{len(agree)} of {len(roster)} members found so"
-        if accusation.reason == Reason.WRONG_PROJECTION:
+        return ""
+
+    def _problem_of_exhibits(self, host: Host, evidence: Evidence) -> str:
+        """Whoever has heard what the accused committed to shows it; others have the verdicts alone."""
+        run_id = host.node.chain.run_id
+        accusation = open_envelope(evidence.accusation, run_id, self._verify).payload
+        if not isinstance(accusation, Accusation) or accusation.reason in (*PROVEN, Reason.WRONG_PROJECTION):
             return ""  # it holds what the accused has said
+        record, accused = host.node.auditor.tribunal.record(accusation.step), PeerId(accusation.accused)
+        if record is None or accused not in record.commits:
+            return ""
         exhibits = [open_envelope(envelope, run_id, self._verify) for envelope in evidence.exhibits]
         shown = [one for one in exhibits if isinstance(one.payload, Commit) and one.sender == accused]
-        if not any(one.envelope.step == accusation.step for one in shown):
-            return "what the accused committed to is not shown"
-        return ""
+        is_shown = any(one.envelope.step == accusation.step for one in shown)
+        return "" if is_shown else "what the accused committed to is not shown"
 
     def _problem_of_audit(self, accuser: PeerId, accusation: Accusation, accused: PeerId) -> str:
         if accusation.reason == Reason.WRONG_GRADIENT:
