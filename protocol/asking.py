@@ -25,11 +25,18 @@ class Asking:
         self._began = began
         self._delivery_seconds = delivery_seconds
         self._asked: dict[bytes, float] = {}
+        self._turn = 0
 
     def for_messages(self, peer: PeerId, digests: Iterable[Digest], now: float | None) -> list[Effect]:
-        """Ask a peer for signed messages. Without a time, as if at the beginning of the step."""
-        fresh = tuple(name for name in digests if self._may_ask(name, now))
-        return [SendWant(peer, fresh)] if fresh and peer != self._me else []
+        """Ask a peer for signed messages; if that is this member itself, which has forgotten them in a restart, another
+        one every time. Without a time, as if at the beginning of the step."""
+        fresh, others = tuple(name for name in digests if self._may_ask(name, now)), self.others()
+        if not fresh or not others:
+            return []
+        if peer == self._me:
+            self._turn += 1
+            peer = others[self._turn % len(others)]
+        return [SendWant(peer, fresh)]
 
     def for_missing(self, missing: Missing, proposer: PeerId, now: float) -> list[Effect]:
         """Ask for what a header needs, of whoever proposed it first."""

@@ -369,3 +369,14 @@ def test_what_a_peer_said_itself_is_believed_from_its_journal_alone() -> None:
     machine.start([], [STEP.say(FIRST, Kind.PROPOSAL, STEP.cut), *others], None, 0.0)
     assert machine.transcript.own(STEP.peers[FIRST]) == []
     assert machine.transcript.own(STEP.peers[SECOND]) == others
+
+
+def test_a_restarted_proposer_asks_others_for_what_its_own_cut_names() -> None:
+    """Each time another one: who has said it may be gone, and so may be who is asked."""
+    machine = StepMachine(STEP.facts, STEP.signers[FIRST], STEP.run_id, ELEMENTS, timing_of(STEP.manifest), now=0.0)
+    machine.start([STEP.say(FIRST, Kind.PROPOSAL, STEP.cut)], [], None, 0.0)
+    for _ in range(20):
+        machine.advance(machine.next_deadline() or 0.0)
+    wants = [effect for effect in machine.effects if isinstance(effect, effects.SendWant)]
+    assert {want.digests for want in wants} == {tuple(digest for _, digest in STEP.cut.commits)}
+    assert {want.to for want in wants} == {STEP.peers[index] for index in (SECOND, THIRD, ME)}
