@@ -32,7 +32,7 @@ from crowdsurf.protocol.sim.simulation import Simulation
 
 GRADIENT = (
     *("sign_flip", "random_direction", "label_flip", "delayed_gradient", "ipm:0.1", "ipm:0.6", "alie", "mimic"),
-    *("min_max", "min_sum", "rop", "leave_out:1000"),
+    *("min_max", "min_sum", "rop", "leave_out:3"),
 )
 """Attacks on learning, NAME or NAME:STRENGTH; without one it is the literature's."""
 PROTOCOL = (
