@@ -8,10 +8,10 @@ attack. SPEC R-4.30.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.limits import ROSTER_PEERS_MAX
 from crowdsurf.protocol.manifest import Manifest
 
 _WINDOW = 128
@@ -20,9 +20,12 @@ _USUAL_TIMES = 2.0
 """As many times the median are always allowed. A group that is much alike would else starve the one honest member whose
 link is a little slower; it costs little, because nobody is waited for that was absent twice in a row."""
 _WAITS_IN_VAIN = 2
-"""So often in a row before patience ends."""
+"""So often before patience ends."""
 _FIRST_SPARED_STEPS = 8
 """For so many steps at first, then for twice as many every time."""
+_IN_TIME_STEPS = 8
+"""So many steps in a row in which it came in time, and all is forgotten. Were it fewer, it would pay to be late every
+other step."""
 _SPARED_DOUBLINGS_MAX = 6
 
 
@@ -57,35 +60,48 @@ class Estimator:
 
 class Patience:
     """Whose bytes of one kind this peer has awaited in vain lately. For some steps it is not waited for, longer every
-    time, until they come in time again: who keeps them back, or is always late, would otherwise cost everybody the
-    longest wait in every step. Nobody is blamed for anything."""
+    time, until they came in time for some steps in a row: who keeps them back, or is late whenever that hurts, would
+    otherwise cost everybody the longest wait again and again. Nobody is blamed for anything."""
 
     def __init__(self) -> None:
         self._in_vain: dict[PeerId, int] = {}
         self._spared: dict[PeerId, int] = {}
         """For how many steps more."""
+        self._in_time: dict[PeerId, int] = {}
+        """For how many steps in a row, of those once awaited in vain."""
+        self._late: set[PeerId] = set()
+        """In this step."""
+        self._came: set[PeerId] = set()
+        """In this step."""
 
     def waited_in_vain(self, peers: set[PeerId], among: int) -> None:
         """A wait for some `among` so many was given up. If it was for half of them, not they failed but the network."""
         for peer in peers if 2 * len(peers) < among else ():
+            self._late.add(peer)
             times = self._in_vain[peer] = self._in_vain.get(peer, 0) + 1
             if times >= _WAITS_IN_VAIN:
                 self._spared[peer] = _FIRST_SPARED_STEPS << min(times - _WAITS_IN_VAIN, _SPARED_DOUBLINGS_MAX)
 
     def came(self, peer: PeerId) -> None:
         """It was in time."""
-        self._in_vain.pop(peer, None)
-        self._spared.pop(peer, None)
+        self._came.add(peer)
 
     def spent(self) -> set[PeerId]:
         """Those that are not waited for."""
         return set(self._spared)
 
-    def next_step(self, members: set[PeerId], resting: Collection[bytes]) -> None:
-        """A step of these members begins; only they and those who rest, and will be back, are remembered."""
-        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer in members or peer in resting}
+    def next_step(self, members: set[PeerId]) -> None:
+        """A step of these members begins. Others are remembered too, because it would pay to drop out and come back."""
+        in_time = {peer: self._in_time.get(peer, 0) + 1 for peer in self._came - self._late}
+        self._in_time = {**self._in_time, **dict.fromkeys(self._late, 0), **in_time}
+        self._late, self._came = set(), set()
+        forgiven = {peer for peer, steps in self._in_time.items() if steps >= _IN_TIME_STEPS}
+        absent = [peer for peer in self._in_vain if peer not in members]
+        forgotten = forgiven | set(absent[: max(0, len(absent) - ROSTER_PEERS_MAX)])
+        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer not in forgotten}
         left = {peer: steps - (peer in members) for peer, steps in self._spared.items()}
         self._spared = {peer: steps for peer, steps in left.items() if peer in self._in_vain and steps}
+        self._in_time = {peer: steps for peer, steps in self._in_time.items() if peer in self._in_vain}
 
 
 @dataclass(slots=True)
@@ -104,10 +120,10 @@ class Timing:
     echoes: Patience = field(default_factory=Patience)
     """With members that are to show what was proposed."""
 
-    def next_step(self, members: set[PeerId], resting: Collection[bytes]) -> None:
-        """A step begins; nothing is remembered of others."""
+    def next_step(self, members: set[PeerId]) -> None:
+        """A step of these members begins."""
         for patience in (self.parts, self.aggregates, self.projections, self.echoes):
-            patience.next_step(members, resting)
+            patience.next_step(members)
 
 
 def timing_of(manifest: Manifest) -> Timing:

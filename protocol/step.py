@@ -83,7 +83,7 @@ class StepMachine:
         self.me = signer.peer_id
         self._voice = Voice(signer, run_id, facts.head)
         self._timing = timing
-        timing.next_step(set(facts.peers), facts.head.roster.rests)
+        timing.next_step(set(facts.peers))
         self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
         self.holdings = Holdings(facts, signer.peer_id)
@@ -302,7 +302,7 @@ class StepMachine:
 
     def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed."""
-        here = self.transcript.commits.keys() | self.gone
+        here = self.transcript.commits.keys() | self.gone | self._timing.echoes.spent()
         return (peer for peer in self.awaited() if peer not in here)
 
     def awaited(self) -> Iterator[PeerId]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crowdsurf.protocol import limits
 from crowdsurf.protocol.accepted_cut import lay_out
 from crowdsurf.protocol.deadlines import Estimator, Patience, median
 from crowdsurf.protocol.ids import PeerId
@@ -60,8 +61,14 @@ def steps_spared(patience: Patience, peer: PeerId) -> int:
     for steps in range(10_000):
         if peer not in patience.spent():
             return steps
-        patience.next_step({FIRST, SECOND}, ())
+        patience.next_step({FIRST, SECOND})
     raise AssertionError("for ever")
+
+
+def be_in_time(patience: Patience, steps: int) -> None:
+    for _ in range(steps):
+        patience.came(FIRST)
+        patience.next_step({FIRST, SECOND})
 
 
 def test_patience_ends_after_two_waits_in_vain_and_comes_back() -> None:
@@ -70,10 +77,23 @@ def test_patience_ends_after_two_waits_in_vain_and_comes_back() -> None:
     assert patience.spent() == set()
     patience.waited_in_vain({FIRST}, 5)
     assert patience.spent() == {FIRST}
-    patience.came(FIRST)
+    patience.waited_in_vain({FIRST}, 5)
+    patience.next_step({FIRST, SECOND})
+    be_in_time(patience, 7)
+    assert patience.spent() == {FIRST}, "sixteen steps, or eight in time"
+    be_in_time(patience, 1)
     assert patience.spent() == set()
     patience.waited_in_vain({FIRST}, 5)
-    assert patience.spent() == set()
+    assert patience.spent() == set(), "forgotten altogether"
+
+
+def test_to_be_in_time_in_every_other_step_does_not_bring_patience_back() -> None:
+    patience = Patience()
+    for _ in range(2):
+        be_in_time(patience, 3)
+        patience.waited_in_vain({FIRST}, 5)
+        patience.next_step({FIRST, SECOND})
+    assert patience.spent() == {FIRST}
 
 
 def test_if_half_of_a_group_is_late_the_network_failed_and_everybody_is_waited_for() -> None:
@@ -93,14 +113,23 @@ def test_whoever_is_late_again_is_spared_for_twice_as_long() -> None:
     assert spared == [8, 16, 32, 64, 128, 256, 512, 512, 512, 512]
 
 
-def test_patience_remembers_members_and_those_who_rest_and_nobody_else() -> None:
+def test_who_drops_out_is_remembered_and_its_time_stands_still() -> None:
     patience = Patience()
     for _ in range(2):
         patience.waited_in_vain({FIRST, SECOND}, 5)
     for _ in range(100):
-        patience.next_step({SECOND}, (FIRST,))
-    assert patience.spent() == {FIRST}, "while it rests nobody waits for it, so that costs it nothing"
-    patience.next_step({SECOND}, ())
-    assert patience.spent() == set()
-    patience.waited_in_vain({FIRST}, 5)
-    assert patience.spent() == set(), "forgotten altogether"
+        patience.next_step({SECOND})
+    assert patience.spent() == {FIRST}
+    assert steps_spared(patience, FIRST) == 8
+
+
+def test_not_everybody_that_was_ever_a_member_is_remembered() -> None:
+    patience, strangers = (
+        Patience(),
+        [PeerId(number.to_bytes(34, "big")) for number in range(limits.ROSTER_PEERS_MAX + 5)],
+    )
+    for stranger in strangers:
+        patience.waited_in_vain({stranger}, 5)
+        patience.waited_in_vain({stranger}, 5)
+    patience.next_step({FIRST, SECOND})
+    assert patience.spent() == set(strangers[5:])
