@@ -4,7 +4,7 @@ The idea: ten signed kinds make a step, two more change the roster, two accuse a
 help a peer that lacks something. Every field is bounded here, so later code never asks "how long can this be?";
 rules that need the roster or the step live where those are known (`step.py`, `chain.py`, `tribunal.py`). SPEC.md §2.
 
-Of the numbers of `Kind`, those from 21 on are free.
+Of the numbers of `Kind`, those from 21 on are free; disputes about missing parts will need some.
 """
 
 from __future__ import annotations
