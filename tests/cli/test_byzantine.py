@@ -37,6 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crowdsurf.peer.byzantine.run_jobs", run_jobs_here)
 
 
+@pytest.mark.timeout(400)
 def test_a_part_is_measured_and_the_page_says_what_is_missing(call: Call, tmp_path: Path) -> None:
     code, answer, said = call(*ARGUMENTS)
     assert code == 0

@@ -171,6 +171,7 @@ def test_memory_of_a_process_that_is_not_there() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_security_is_measured_beside_the_same_steps_without_it() -> None:
     plan = StepBench(peers=4, elements=20_000, steps=2, repeats=2, transport="memory")
     figures = await bench_security(plan)
