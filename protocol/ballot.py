@@ -105,6 +105,10 @@ class Ballot:
         is in every quorum, and all honest ones see the same header first where one of them prepares."""
         return len(self._prepares.get((view, name), ())) >= self._quorum
 
+    def may_vote(self, view: int, name: bytes) -> bool:
+        """Whether this member has prepared this header in this view, and a quorum has."""
+        return self.prepared == (view, name) and self.is_prepared(view, name)
+
     def proof_of(self, header: Header | None, view: int) -> list[Envelope]:
         """By what others know that a header was prepared."""
         return list(self._prepares.get((view, header_digest(header)), {}).values()) if header is not None else []

@@ -58,50 +58,64 @@ class Estimator:
         return min(self._seconds_max, max(self._seconds_min, usual))
 
 
+@dataclass(slots=True)
+class _Record:
+    """Of one peer that was awaited in vain."""
+
+    in_vain: int = 0
+    spared: int = 0
+    """For how many steps more."""
+    in_time: int = 0
+    """For how many steps in a row."""
+    was_late: bool = False
+    """In this step."""
+    came: bool = False
+    """In this step."""
+
+    def next_step(self, is_member: bool) -> None:
+        """What this step leaves."""
+        self.in_time = 0 if self.was_late else self.in_time + self.came
+        self.spared = max(0, self.spared - is_member)
+        self.was_late = self.came = False
+
+
 class Patience:
     """Whose bytes of one kind this peer has awaited in vain lately. For some steps it is not waited for, longer every
     time, until they came in time for some steps in a row: who keeps them back, or is late whenever that hurts, would
     otherwise cost everybody the longest wait again and again. Nobody is blamed for anything."""
 
     def __init__(self) -> None:
-        self._in_vain: dict[PeerId, int] = {}
-        self._spared: dict[PeerId, int] = {}
-        """For how many steps more."""
-        self._in_time: dict[PeerId, int] = {}
-        """For how many steps in a row, of those once awaited in vain."""
-        self._late: set[PeerId] = set()
-        """In this step."""
-        self._came: set[PeerId] = set()
-        """In this step."""
+        self._records: dict[PeerId, _Record] = {}
 
     def waited_in_vain(self, peers: set[PeerId], among: int) -> None:
         """A wait for some `among` so many was given up. If it was for half of them, not they failed but the network."""
         for peer in peers if 2 * len(peers) < among else ():
-            self._late.add(peer)
-            times = self._in_vain[peer] = self._in_vain.get(peer, 0) + 1
-            if times >= _WAITS_IN_VAIN:
-                self._spared[peer] = _FIRST_SPARED_STEPS << min(times - _WAITS_IN_VAIN, _SPARED_DOUBLINGS_MAX)
+            record = self._records.setdefault(peer, _Record())
+            record.was_late = True
+            record.in_vain += 1
+            if record.in_vain >= _WAITS_IN_VAIN:
+                record.spared = _FIRST_SPARED_STEPS << min(record.in_vain - _WAITS_IN_VAIN, _SPARED_DOUBLINGS_MAX)
 
     def came(self, peer: PeerId) -> None:
         """It was in time."""
-        self._came.add(peer)
+        if peer in self._records:
+            self._records[peer].came = True
 
     def spent(self) -> set[PeerId]:
         """Those that are not waited for."""
-        return set(self._spared)
+        return {peer for peer, record in self._records.items() if record.spared}
 
     def next_step(self, members: set[PeerId]) -> None:
         """A step of these members begins. Others are remembered too, because it would pay to drop out and come back."""
-        in_time = {peer: self._in_time.get(peer, 0) + 1 for peer in self._came - self._late}
-        self._in_time = {**self._in_time, **dict.fromkeys(self._late, 0), **in_time}
-        self._late, self._came = set(), set()
-        forgiven = {peer for peer, steps in self._in_time.items() if steps >= _IN_TIME_STEPS}
-        absent = [peer for peer in self._in_vain if peer not in members]
-        forgotten = forgiven | set(absent[: max(0, len(absent) - ROSTER_PEERS_MAX)])
-        self._in_vain = {peer: times for peer, times in self._in_vain.items() if peer not in forgotten}
-        left = {peer: steps - (peer in members) for peer, steps in self._spared.items()}
-        self._spared = {peer: steps for peer, steps in left.items() if peer in self._in_vain and steps}
-        self._in_time = {peer: steps for peer, steps in self._in_time.items() if peer in self._in_vain}
+        for peer, record in self._records.items():
+            record.next_step(peer in members)
+        absent = [peer for peer in self._records if peer not in members]
+        forgotten = set(absent[: max(0, len(absent) - ROSTER_PEERS_MAX)])
+        self._records = {
+            peer: record
+            for peer, record in self._records.items()
+            if record.in_time < _IN_TIME_STEPS and peer not in forgotten
+        }
 
 
 @dataclass(slots=True)

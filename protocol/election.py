@@ -114,8 +114,7 @@ class Election:
         header, required = opened.payload, self._ballot.strongest_lock()
         has_prepared = self._ballot.prepared == (view, opened.digest)
         may_prepare = self._ballot.prepared[0] < view and (is_patient or all(header.parts))
-        may_vote = has_prepared and self._ballot.is_prepared(view, opened.digest)
-        if not may_prepare and not may_vote:
+        if not may_prepare and not self._ballot.may_vote(view, opened.digest):
             return
         is_bound = required is not None and header_digest(required) == opened.digest
         is_only = self._ballot.knows_locks and self._sightings.is_alone(view, opened.digest, awaited)
@@ -132,7 +131,7 @@ class Election:
             return
         if not has_prepared and (is_bound or self._is_free(opened, header, required, is_only, now)):
             self._say(Kind.PREPARE, view, b"", Prepare(opened.digest))
-        if self._ballot.prepared == (view, opened.digest) and self._ballot.is_prepared(view, opened.digest):
+        if self._ballot.may_vote(view, opened.digest):
             self._vote(header, view)
 
     def _is_free(self, opened: Opened, header: Header, required: Header | None, is_only: bool, now: float) -> bool:

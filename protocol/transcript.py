@@ -39,8 +39,9 @@ class Transcript:
         self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
         """Every aggregate signed for a part, also by a liar that signed two."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
-        self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
         """By cut; also all that a liar signed."""
+        self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
+        """Whose reveals name which aggregate, by cut and part."""
         self._objectors: dict[tuple[bytes, bytes], set[PeerId]] = {}
 
     def check_slot(self, opened: Opened) -> Equivocation | None:
@@ -48,7 +49,7 @@ class Transcript:
 
         Raises Refusal(DUPLICATE) for a message heard before and Refusal(QUEUE_FULL) beyond the sender's share.
         """
-        known = self._slots.get((opened.sender, opened.slot))
+        known = self.said(opened.sender, opened.slot)
         if known is not None:
             if known.digest == opened.digest:
                 raise Refusal(Code.DUPLICATE, "heard before")
@@ -85,7 +86,7 @@ class Transcript:
 
     def recall(self, opened: Opened) -> None:
         """Keep a message this peer had accepted before it was restarted; which of two a liar signed does not matter."""
-        known = self._slots.get((opened.sender, opened.slot))
+        known = self.said(opened.sender, opened.slot)
         if known is None:
             self.add(opened)
         elif known.digest != opened.digest:
@@ -247,12 +248,8 @@ class Transcript:
     def _reveals_behind(self, header: Header, peers: tuple[PeerId, ...]) -> list[Opened]:
         """Reveals that name the header's cut, and those that open its nonces: in a later view they may name another."""
         opens = {peer for peer, nonce in zip(peers, header.nonces, strict=True) if nonce}
-        said = (opened for reveals in self._reveals_said.values() for opened in reveals)
-        return [
-            opened
-            for opened in said
-            if isinstance(opened.payload, Reveal) and (opened.payload.cut == header.cut or opened.sender in opens)
-        ]
+        said = self._reveals_said.items()
+        return [one for cut, reveals in said for one in reveals if cut == header.cut or one.sender in opens]
 
     def missing_commits(self, cut: Cut, peers: tuple[PeerId, ...]) -> list[Digest]:
         """Digests of the cut's commits that were not heard."""

@@ -370,13 +370,13 @@ class NothingDropped(Checker):
             name, step = name_of_header(effect.header), effect.header.step
             self._locked_on = {old: at for old, at in self._locked_on.items() if at >= step - _STEPS_KEPT}
             self._locked_on[name] = step
-        elif isinstance(effect, effects.PersistSigned) and effect.envelope.kind == Kind.PREPARE:
+        elif isinstance(effect, effects.PersistSigned) and host.honest and effect.envelope.kind == Kind.PREPARE:
             prepare = wire.unpack(effect.envelope.payload, Prepare, limits.ENVELOPE_BYTES_MAX)
             self._on_prepared(host, prepare.header, effect.envelope.step)
 
     def _on_prepared(self, host: Host, name: bytes, step: int) -> None:
         header = host.node.machine.transcript.header(name) if host.node.machine is not None else None
-        if host.honest and header is not None and name not in self._locked_on and self._drops(host, header):
+        if header is not None and name not in self._locked_on and self._drops(host, header):
             self.report(host, f"it prepares in step {step} a header without work that it holds")
 
     def _drops(self, host: Host, header: Header) -> bool:

@@ -124,10 +124,8 @@ def test_who_drops_out_is_remembered_and_its_time_stands_still() -> None:
 
 
 def test_not_everybody_that_was_ever_a_member_is_remembered() -> None:
-    patience, strangers = (
-        Patience(),
-        [PeerId(number.to_bytes(34, "big")) for number in range(limits.ROSTER_PEERS_MAX + 5)],
-    )
+    patience, count = Patience(), limits.ROSTER_PEERS_MAX + 5
+    strangers = [PeerId(number.to_bytes(34, "big")) for number in range(count)]
     for stranger in strangers:
         patience.waited_in_vain({stranger}, 5)
         patience.waited_in_vain({stranger}, 5)
