@@ -38,6 +38,10 @@ class Asking:
             peer = others[self._turn % len(others)]
         return [SendWant(peer, fresh)]
 
+    def all_for_message(self, peers: Iterable[PeerId], digest: Digest, now: float) -> list[Effect]:
+        """Ask several peers for a signed message: its author, who has signed another one too, would send that."""
+        return [SendWant(peer, (digest,)) for peer in peers] if self._may_ask(digest, now) else []
+
     def for_missing(self, missing: Missing, proposer: PeerId, now: float) -> list[Effect]:
         """Ask for what a header needs, of whoever proposed it first."""
         effects = self.for_messages(proposer, missing.messages, now)

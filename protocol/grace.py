@@ -18,6 +18,7 @@ class Grace:
         self._bounds = bounds
         self._over = False
         self._answer_at: float | None = None
+        self._may_answer = False
         self._last_call: float | None = None
         self._until: float | None = None
         self._longest = began + bounds.work_seconds_max + self._after_cut
@@ -44,6 +45,8 @@ class Grace:
         """Time goes on."""
         if self._until is not None and now >= self._until:
             self._over, self._until = True, None
+        if self._answer_at is not None and now >= self._answer_at:
+            self._may_answer, self._answer_at = True, None
 
     def last_call(self, now: float) -> float:
         """Until when to wait for nonces, seen that so many are open that everybody honest opens its own: one delivery
@@ -55,9 +58,9 @@ class Grace:
     def may_answer(self, now: float) -> bool:
         """Whether a member that still waits for aggregates, and has seen that others opened their nonces, opens its
         own: after half of the time that they leave it."""
-        if self._answer_at is None:
+        if self._answer_at is None and not self._may_answer:
             self._answer_at = now + self._bounds.delivery_seconds
-        return now >= self._answer_at
+        return self._may_answer
 
     def answered(self) -> None:
         """This member has opened its nonce."""

@@ -271,7 +271,7 @@ class Node:
         check_slot_form(envelope)
         conflict = self.machine.transcript.check_slot(opened)
         if conflict is not None:
-            self.machine.keep_conflicting(opened)
+            self.machine.keep_conflicting(opened, now)
             if len(self.evidence) < limits.EVIDENCE_MAX:
                 self.evidence.append(conflict)
             self.auditor.on_conflict(conflict, self.chain.head)

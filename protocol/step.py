@@ -236,11 +236,12 @@ class StepMachine:
             self.transcript.add(opened)
             self.advance(now)
 
-    def keep_conflicting(self, opened: Opened) -> None:
+    def keep_conflicting(self, opened: Opened, now: float) -> None:
         """Keep the second message of somebody that signed a slot twice, if it could have been the first."""
         with contextlib.suppress(Refusal):
             checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
             self.transcript.add_conflicting(opened)
+        self.advance(now)
 
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
@@ -369,11 +370,15 @@ class StepMachine:
             return
         if self.phase is Phase.REVEAL:
             self._deadline = min(self._deadline, self._grace.last_call(now))
-        cut = self.accepted.name if self.accepted is not None else self.transcript.revealed_cut
-        if cut is None or self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
+        if self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
             return
-        if self._scrutiny is None or self._grace.may_answer(now):
+        is_time = self._scrutiny is None or self._grace.may_answer(now)
+        cut = self.accepted.name if self.accepted is not None else self.transcript.revealed_cut
+        if cut is not None and is_time:
             self._reveal(cut)
+        elif cut is None:  # its proposer has shown it to others only, or another one to us
+            for name, peers in self.transcript.unheard_cuts():
+                self.effects += self._asking.all_for_message(peers, name, now)
 
     def _reveal(self, cut: Digest) -> None:
         self._say(Kind.REVEAL, 0, b"", self.holdings.reveal(cut, self._voice.nonce()))

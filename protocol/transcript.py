@@ -106,6 +106,11 @@ class Transcript:
         """The cut that a reveal names; one that was heard of."""
         return next((Digest(cut) for cut in self._reveals_said if self.cut(cut) is not None), None)
 
+    def unheard_cuts(self) -> list[tuple[Digest, list[PeerId]]]:
+        """Cuts that reveals name and that were not heard of, each with those whose reveals name it."""
+        said = self._reveals_said.items()
+        return [(Digest(cut), [one.sender for one in reveals]) for cut, reveals in said if self.cut(cut) is None]
+
     def reveals_of(self, cut: bytes) -> list[Opened]:
         """The reveals that name a cut."""
         return self._reveals_said.get(cut, [])
@@ -184,14 +189,14 @@ class Transcript:
         return opened.payload if opened is not None and isinstance(opened.payload, Commit) else None
 
     def add_conflicting(self, opened: Opened) -> None:
-        """Keep a commit, aggregate, reveal or projection whose sender also sent another one: a cut or a header may need
-        either, and whoever accepted that must be able to show it. The proof against the sender is the caller's. Counts
-        against the sender's share."""
+        """Keep a commit, cut, aggregate, reveal or projection whose sender also sent another one: a cut, a nonce or a
+        header may need either, and whoever accepted that must be able to show it. The proof against the sender is the
+        caller's. Counts against the sender's share."""
         sender, payload = opened.sender, opened.payload
         said = self._per_member.get(sender, 0)
         if sender in self._by_digest.get(opened.digest, {}) or said >= _MESSAGES_PER_MEMBER_MAX:
             return
-        if isinstance(payload, Commit | Projection):
+        if isinstance(payload, Commit | Cut | Projection):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):

@@ -162,7 +162,7 @@ def test_nobody_votes_for_an_aggregate_of_ghosts() -> None:
 class Waiting:
     """A contributor that has committed, and waits for parts under a cut of all four if it has accepted it."""
 
-    def __init__(self, accepts: bool) -> None:
+    def __init__(self, accepts: bool, hears_other: bool = True) -> None:
         step = CompleteStep(4)
         order = assignment.proposers(step.head.beacon, step.head.roster, 0)
         self.step, self.order, self.me = step, order, order[3]
@@ -179,12 +179,17 @@ class Waiting:
         self.other = Cut(step.head.previous, tuple(item for item in commits.items() if item[0] != order[0]))
         if accepts:
             self.machine.on_message(step.say(order[0], Kind.PROPOSAL, self.cut), 0.0)
-        self.machine.on_message(step.say(order[1], Kind.PROPOSAL, self.other, 1), 0.0)
+        if hears_other:
+            self.machine.on_message(step.say(order[1], Kind.PROPOSAL, self.other, 1), 0.0)
 
     def hear_nonces(self, cut: bytes) -> list[bytes]:
         """So many open theirs under this cut that somebody honest is among them; the cuts that it opens its own for."""
         for index in self.order[:2]:
             self.machine.on_message(self.step.say(index, Kind.REVEAL, Reveal(cut, name("nonce", index))), 0.0)
+        return self.opened()
+
+    def opened(self) -> list[bytes]:
+        """The cuts that it has opened its nonce for."""
         said = [one.payload for one in self.machine.transcript.own(self.step.peers[self.me])]
         return [one.cut for one in said if isinstance(one, Reveal)]
 
@@ -201,6 +206,20 @@ def test_nobody_opens_its_nonce_for_a_cut_that_it_has_not_heard_of() -> None:
     assert Waiting(accepts=False).hear_nonces(name("no such cut")) == []
     known = Waiting(accepts=False)
     assert known.hear_nonces(digest_of(known.other)) == [digest_of(known.other)]
+
+
+def test_who_was_shown_another_cut_than_the_others_asks_for_theirs_and_opens_its_nonce() -> None:
+    """A proposer that signs two cuts names in one of them a commit that it shows to the others alone: whoever cannot
+    accept the one never heard of the other, said nothing, and lost its place for it."""
+    member = Waiting(accepts=False, hears_other=False)
+    step, proposer = member.step, member.order[0]
+    ghost = dict(member.cut.commits) | {member.order[1]: name("shown to others")}
+    member.machine.on_message(step.say(proposer, Kind.PROPOSAL, Cut(member.cut.previous, tuple(ghost.items()))), 0.0)
+    assert member.hear_nonces(digest_of(member.cut)) == []
+    wanted = {effect for effect in member.machine.effects if isinstance(effect, effects.SendWant)}
+    assert wanted >= {effects.SendWant(step.peers[index], (digest_of(member.cut),)) for index in member.order[:2]}
+    member.machine.keep_conflicting(step.say(proposer, Kind.PROPOSAL, member.cut), 0.1)
+    assert member.opened() == [digest_of(member.cut)]
 
 
 def test_what_two_sign_with_the_same_bytes_both_have_named() -> None:

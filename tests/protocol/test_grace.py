@@ -55,7 +55,9 @@ def test_a_member_that_sees_nonces_waits_one_delivery_for_what_was_said_before_t
     assert not grace.may_answer(10.0)
     assert grace.next_deadline() == 12.0
     assert not grace.may_answer(11.9)  # asking again does not prolong it
+    grace.advance(12.0)
     assert grace.may_answer(12.0)
+    assert grace.next_deadline() is None  # and is not wanted again while it cannot answer
     grace.answered()
     assert grace.next_deadline() is None
 
