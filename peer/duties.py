@@ -212,6 +212,7 @@ class Duties:
                     output,
                     place.offset,
                     aggregation_seed(effect.cut, effect.part),
+                    effect.absent,
                 )
                 digest = result.digest
                 if self.liar is not None:
@@ -252,7 +253,8 @@ class Duties:
             await self.recover(generation, str(error))
             return
         name, cut = effect.aggregate, effect.cut
-        done = events.PartProjected(effect.step, cut, effect.part, name, found.norm, found.lines)
+        norm, lines = found.nothing.norm, (*found.lines, found.nothing) if effect.absent else found.lines
+        done = events.PartProjected(effect.step, cut, effect.part, name, norm, lines, effect.absent)
         said = done if self.liar is None else self.liar.projected(effect, done)
         if said is not None:
             await self._post(said)
@@ -275,7 +277,7 @@ class Duties:
         except WorkerDied as error:
             await self.recover(generation, str(error))
             return
-        checked = events.AggregatesChecked(effect.step, there, effect.beacon, found.lines, found.norms)
+        checked = events.AggregatesChecked(effect.step, there, effect.beacon, found.lines, found.nothings)
         await self._post(checked if self.liar is None else self.liar.checked(checked))
 
     async def apply(self, effect: effects.ApplyUpdate) -> None:

@@ -7,6 +7,7 @@ proposer proposes the same cut, so a crash is waited for once. SPEC R-4.13 to R-
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,8 +127,11 @@ class AcceptedCut:
             if item.digest in self._blobs and item.part not in self.aggregating:
                 rows.setdefault(item.part, []).append((item.member, item.digest))
         self.aggregating.update(rows)
-        step = self._facts.head.step
-        return [AggregatePart(step, self.name, part, tuple(inputs)) for part, inputs in rows.items()]
+        step, wanted = self._facts.head.step, Counter(item.part for item in self.inputs)
+        return [
+            AggregatePart(step, self.name, part, tuple(inputs), wanted[part] - len(inputs))
+            for part, inputs in rows.items()
+        ]
 
     def _my_inputs(self, facts: StepFacts) -> list[Input]:
         """Every input of the parts this member aggregates, by part and member."""

@@ -35,7 +35,7 @@ from crowdsurf.protocol.messages import (
 )
 from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
 from crowdsurf.protocol.roster import Roster, withheld
-from crowdsurf.protocol.scrutiny import line_about, lines_of
+from crowdsurf.protocol.scrutiny import has_all_lines, line_about, lines_of
 from crowdsurf.protocol.tolerance import LENGTH_ERROR, Gap, as_it_should_be, gap_between, sketches_apart
 
 
@@ -129,7 +129,7 @@ def _signed_projection(envelope: Envelope, accusation: Accusation, run_id: Diges
         return None
     if not isinstance(payload, Projection) or envelope.subject != part_subject(payload):
         return None
-    return payload if len(payload.lines) == len(indexes_of(payload.included)) else None
+    return payload if has_all_lines(payload) else None
 
 
 def part_subject(payload: Aggregate | Projection) -> bytes:

@@ -11,9 +11,10 @@ from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.scrutiny import has_all_lines
 from crowdsurf.protocol.transcript import Transcript
 
 _VIEWLESS = frozenset(
@@ -137,8 +138,8 @@ def check_projection(facts: StepFacts, transcript: Transcript, opened: Opened, p
         raise Refusal(Code.BAD_PROJECTION, "aggregates of this run are not checked")
     if opened.envelope.subject != part_subject(projection) or projection.part >= len(facts.peers):
         raise Refusal(Code.BAD_PROJECTION, "the slot does not name the cut and a part")
-    if len(projection.lines) != len(indexes_of(projection.included)):
-        raise Refusal(Code.BAD_PROJECTION, "there must be a line for everybody that went in")
+    if not has_all_lines(projection):
+        raise Refusal(Code.BAD_PROJECTION, "there must be a line for everybody that went in, and one for the absent")
     cut = transcript.cut(projection.cut)
     if cut is not None and facts.duties(cut)[projection.part] != opened.sender:
         raise Refusal(Code.BAD_PROJECTION, f"part {projection.part} is not this member's to aggregate")

@@ -169,23 +169,27 @@ class CancelWork:
 
 @dataclass(frozen=True, slots=True)
 class AggregatePart:
-    """Apply the manifest's rule to these parts: (member index, blob digest), by rising index."""
+    """Apply the manifest's rule to these parts: (member index, blob digest), by rising index. As many rows of zeros as
+    parts are `absent`, or not finite, go in behind them."""
 
     step: int
     cut: Digest
     part: int
     inputs: tuple[tuple[int, Digest], ...]
+    absent: int
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectPart:
-    """Work out the lines of an aggregate of ours, one for each of its inputs: (member index, blob digest)."""
+    """Work out the lines of an aggregate of ours, one for each of its inputs: (member index, blob digest), and one
+    about a row of zeros if any part is absent."""
 
     step: int
     cut: Digest
     part: int
     aggregate: Digest
     inputs: tuple[tuple[int, Digest], ...]
+    absent: int
     beacon: Digest
     """The directions are drawn from it (`assignment.projection_seed`)."""
 

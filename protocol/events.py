@@ -154,7 +154,8 @@ class PartAggregated:
 
 @dataclass(frozen=True, slots=True)
 class PartProjected:
-    """The lines of an aggregate of ours, one for each of its inputs, and its length."""
+    """The lines of an aggregate of ours, one for each of its inputs and one about a row of zeros if any is absent, and
+    its length."""
 
     step: int
     cut: Digest
@@ -162,6 +163,7 @@ class PartProjected:
     aggregate: Digest
     norm: float
     lines: tuple[Line, ...]
+    absent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +176,9 @@ class AggregatesChecked:
     beacon: bytes
     """As they were asked about."""
     lines: tuple[Line | None, ...]
-    norms: tuple[float, ...]
-    """Length of every aggregate; 0 where none was given."""
+    nothings: tuple[Line | None, ...]
+    """What the line about a row of zeros must say, by part; its norm is the length of the aggregate. None where no
+    aggregate was given, and where it is not finite."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The idea: ten signed kinds make a step, two more change the roster, two accuse a
 help a peer that lacks something. Every field is bounded here, so later code never asks "how long can this be?";
 rules that need the roster or the step live where those are known (`step.py`, `chain.py`, `tribunal.py`). SPEC.md §2.
 
-Of the numbers of `Kind`, those from 21 on are free; disputes about missing parts will need some.
+Of the numbers of `Kind`, those from 21 on are free.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class Projection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         msgspec.Meta(min_length=1, max_length=limits.ROSTER_PEERS_MAX),
     ]
     """For every member that went in, by rising index: the projections of its clipped difference, and the length of the
-    difference before clipping."""
+    difference before clipping. One more about a row of zeros, the last one, if somebody is absent."""
+    absent: MemberIndex = 0
+    """How many have committed to work that did not go in. For each of them the rule was given a row of zeros."""
 
 
 class Ban(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -349,7 +349,7 @@ def _missing_proofs(
             raise Refusal(Code.BAD_OUTCOME, f"nothing vouches for the aggregate of part {part}")
         objected = is_objected(facts, transcript, header.cut, cut, aggregator)
         false = scrutiny.is_false(shown, header.beacon) or objected
-        if scrutiny.has_wrong_norm(shown, header.beacon) or (not is_bound and false):
+        if scrutiny.misdescribes(shown, header.beacon) or (not is_bound and false):
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 

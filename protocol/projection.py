@@ -82,6 +82,11 @@ class Line:
     norm: float
 
 
+def as_often_as_they_count(lines: Sequence[Line], absent: int) -> list[Line]:
+    """The lines of a message: the last one, about a row of zeros, stands for everybody that is absent."""
+    return [*lines, *list(lines[-1:]) * (absent - 1)]
+
+
 class Clipping(NamedTuple):
     """What the rule of a run does to differences, as far as projections can check it."""
 
@@ -204,27 +209,27 @@ def line_problem(claimed: Line, own: Line, radius: float, elements: int) -> str 
     return None
 
 
-def longest(norms: Sequence[float], included: int, radius: float) -> float:
+def longest(norms: Sequence[float], radius: float) -> float:
     """Length that no honest v exceeds; an aggregate that does counts for nothing. (BTARD's verification 3.)
 
-    `norms` are the lengths all contributors have committed to for this part; m, `included`, is how many of them went
-    in. More than half of the contributors are honest, so the median of `norms` is a length of honest parts, whatever
-    liars say, and honest parts are no longer than G, LENGTH_SPREAD times that. Let k, more than half, of the m rows be
-    honest, and V = |v|. In the direction of v each of those pulls back, unclipped with at least V - G, clipped with at
-    least tau sqrt(1 - (G / V)^2), which is the slope of a line that touches the ball of radius G; each of the others
-    pulls forward with at most tau, and all of that adds up to nothing. With r = (m - k) / k, V is therefore at most
-    G + r tau or at most G / sqrt(1 - r^2). Nobody's own length matters in this, so liars that claim another one than
-    they have cannot make an honest aggregate seem too long.
+    `norms` are the lengths all m contributors have committed to for this part. More than half of the contributors are
+    honest, so the median of `norms` is a length of honest parts, whatever liars say, and honest parts are no longer
+    than G, LENGTH_SPREAD times that; a row of zeros, for a part that is missing, is shorter than any. Let k, more than
+    half, of the m rows be honest or missing, and V = |v|. In the direction of v each of those pulls back, unclipped
+    with at least V - G, clipped with at least tau sqrt(1 - (G / V)^2), which is the slope of a line that touches the
+    ball of radius G; each of the others pulls forward with at most tau, and all of that adds up to nothing. With
+    r = (m - k) / k, V is therefore at most G + r tau or at most G / sqrt(1 - r^2). Nobody's own length matters in
+    this, so liars that claim another one than they have cannot make an honest aggregate seem too long.
 
     This is what lies can do to the rule anyway: an aggregator that lies gets no further than liars among its inputs.
     Lengths come from the step itself, so no history has to be agreed on and a sudden change of scale trips nothing.
     """
-    if not norms or not included:
+    if not norms:
         return 0.0
     if math.isinf(radius):
         return math.inf
-    honest = included // 2 + 1
-    short, ratio = LENGTH_SPREAD * sorted(norms)[len(norms) // 2], (included - honest) / honest
+    honest = len(norms) // 2 + 1
+    short, ratio = LENGTH_SPREAD * sorted(norms)[len(norms) // 2], (len(norms) - honest) / honest
     return LENGTH_SLACK * max(short + ratio * radius, short / math.sqrt(1.0 - ratio**2))
 
 

@@ -15,18 +15,36 @@ from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.events import AggregatesChecked, PartProjected
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import Aggregate, Commit, Projection, indexes_of
-from crowdsurf.protocol.projection import Clipping, Line, longest, projection_problem, wrong_line, wrong_norm
+from crowdsurf.protocol.projection import (
+    Clipping,
+    Line,
+    as_often_as_they_count,
+    longest,
+    projection_problem,
+    wrong_line,
+    wrong_norm,
+)
 
 
 def lines_of(projection: Projection) -> list[Line]:
-    """The lines of a message, by rising index of the members that went in."""
-    return [_line(numbers) for numbers in projection.lines]
+    """The lines of a message, by rising index of the members that went in, then one for each that is absent."""
+    return as_often_as_they_count([_line(numbers) for numbers in projection.lines], projection.absent)
+
+
+def has_all_lines(projection: Projection) -> bool:
+    """Whether there is a line about everybody that went in, and one about nothing if somebody is absent."""
+    return len(projection.lines) == len(indexes_of(projection.included)) + (projection.absent > 0)
+
+
+def absent_from(included: bytes, commits: Mapping[int, Commit]) -> int:
+    """How many of these commits have work that did not go into an aggregate."""
+    return sum(1 for commit in commits.values() if commit.parts) - len(indexes_of(included))
 
 
 def line_about(projection: Projection, member: int) -> Line | None:
     """The line about one member; None if it did not go in, or there is none for it."""
     indexes = indexes_of(projection.included)
-    if member not in indexes or len(indexes) != len(projection.lines):
+    if member not in indexes or not has_all_lines(projection):
         return None
     return _line(projection.lines[indexes.index(member)])
 
@@ -35,10 +53,11 @@ def _line(numbers: Sequence[float]) -> Line:
     return Line(tuple(numbers[:-1]), numbers[-1])
 
 
-def fits(aggregate: Aggregate, projection: Projection) -> bool:
-    """Whether a projection is about this aggregate, and about everybody that went in."""
+def fits(aggregate: Aggregate, projection: Projection, commits: Mapping[int, Commit]) -> bool:
+    """Whether a projection is about this aggregate, about everybody that went in, and about everybody that did not."""
     about = (projection.cut, projection.part, projection.aggregate, projection.included)
-    return about == (aggregate.cut, aggregate.part, aggregate.digest, aggregate.included)
+    is_absent = projection.absent == absent_from(aggregate.included, commits)
+    return is_absent and about == (aggregate.cut, aggregate.part, aggregate.digest, aggregate.included)
 
 
 def is_too_long(
@@ -46,14 +65,14 @@ def is_too_long(
 ) -> bool:
     """Whether an aggregate is longer than the rule's result can be, given the lengths that were committed to."""
     norms = [commit.norms[aggregate.part] for commit in commits.values() if commit.norms]
-    included = len(indexes_of(aggregate.included))
-    return not projection.norm <= longest(norms, included, clipping.radius)
+    return not projection.norm <= longest(norms, clipping.radius)
 
 
 class Known(NamedTuple):
     """What a member has worked out about an aggregate."""
 
-    norm: float
+    nothing: Line | None
+    """About a row of zeros, so its norm is the aggregate's length; None if that is not finite."""
     line: Line | None
     """About its own part; None if it contributed none."""
 
@@ -86,23 +105,25 @@ class Scrutiny:
     def to_project(self, step: int, own: Aggregate, commits: Mapping[int, Commit], beacon: Digest) -> list[Effect]:
         """Work out the lines of an aggregate of this member's own."""
         rows = [(index, Digest(commits[index].parts[own.part])) for index in indexes_of(own.included)]
-        return [ProjectPart(step, Digest(own.cut), own.part, Digest(own.digest), tuple(rows), beacon)]
+        absent = absent_from(own.included, commits)
+        return [ProjectPart(step, Digest(own.cut), own.part, Digest(own.digest), tuple(rows), absent, beacon)]
 
     def on_checked(self, event: AggregatesChecked) -> None:
         """Take an answer."""
         for part, name in enumerate(event.aggregates):
             key = (part, name, event.beacon)
-            if key in self._asked and part < len(event.norms):
+            if key in self._asked and part < len(event.nothings):
                 line = event.lines[part] if part < len(event.lines) else None
-                self._known[key] = Known(event.norms[part], line)
+                self._known[key] = Known(event.nothings[part], line)
 
     def publishable(self, event: PartProjected, included: bytes) -> Projection | None:
         """The message for an aggregate of this member's own, made of these inputs; None if the rule did not get near
         enough to its fixed point: honest lines that do not add up would convict it."""
-        if projection_problem(event.lines, event.norm, self.clipping) is not None:
+        whole = as_often_as_they_count(event.lines, event.absent)
+        if projection_problem(whole, event.norm, self.clipping) is not None:
             return None
         lines = tuple((*line.projections, line.norm) for line in event.lines)
-        return Projection(event.cut, event.part, event.aggregate, included, event.norm, lines)
+        return Projection(event.cut, event.part, event.aggregate, included, event.norm, lines, event.absent)
 
     # --- what it makes of them ---------------------------------------------------------------------------
 
@@ -114,7 +135,7 @@ class Scrutiny:
         """Whether a projection leaves an aggregate without value, whoever looks at it: it does not belong to it, its
         lines do not add up, or it is too long."""
         projection = said.payload
-        if not isinstance(projection, Projection) or not fits(aggregate, projection):
+        if not isinstance(projection, Projection) or not fits(aggregate, projection, commits):
             return True
         if said.digest not in self._unbalanced:
             problem = projection_problem(lines_of(projection), projection.norm, self.clipping)
@@ -124,15 +145,18 @@ class Scrutiny:
     def is_false(self, said: Opened, beacon: bytes) -> bool:
         """Whether a projection is not so, as far as this member has worked it out."""
         wrong = isinstance(said.payload, Projection) and self.contradicts(said.payload, beacon)
-        return wrong or self.has_wrong_norm(said, beacon)
+        return wrong or self.misdescribes(said, beacon)
 
-    def has_wrong_norm(self, said: Opened, beacon: bytes) -> bool:
-        """Whether the length it claims for its aggregate is wrong, as everybody sees that holds the aggregate."""
+    def misdescribes(self, said: Opened, beacon: bytes) -> bool:
+        """Whether the length it claims for its aggregate, or its line about a row of zeros, is wrong, as everybody sees
+        that holds the aggregate."""
         projection = said.payload
-        if not isinstance(projection, Projection):
+        known = self._known_of(projection, beacon) if isinstance(projection, Projection) else None
+        if known is None or not isinstance(projection, Projection):
             return False
-        known = self._known_of(projection, beacon)
-        return known is not None and wrong_norm(projection.norm, known.norm)
+        if known.nothing is None or wrong_norm(projection.norm, known.nothing.norm):
+            return True
+        return projection.absent > 0 and wrong_line(_line(projection.lines[-1]), known.nothing, self.clipping)
 
     def contradicts(self, projection: Projection, beacon: bytes) -> bool:
         """Whether the line about this member is wrong: that can be proven, because its work can be done again."""

@@ -104,19 +104,19 @@ class AggregateResult:
 
 @dataclass(frozen=True, slots=True)
 class ProjectResult:
-    """An aggregate's length, and a line for each of its rows."""
+    """A line about a row of zeros, whose norm is the aggregate's length, and one for each of its rows."""
 
-    norm: float
+    nothing: Line
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """What lines about a gradient must say, by part (None for an aggregate that is not held or not finite; nothing
-    without a gradient), and the length of every aggregate: 0 if not held, NaN if not finite."""
+    without a gradient), and lines about a row of zeros."""
 
     lines: tuple[Line | None, ...]
-    norms: tuple[float, ...]
+    nothings: tuple[Line | None, ...]
 
 
 class ComputeClient:
@@ -269,12 +269,13 @@ class ComputeClient:
         output: Segment,
         output_offset: int = 0,
         seed: bytes = NO_SEED,
+        absent: int = 0,
     ) -> AggregateResult:
         """Apply a rule to rows of `elements` float32 that begin at the byte offsets `rows` of `segment`, in that
-        order, into `output` at byte `output_offset`. All chance of a rule that draws comes from `seed` (32 bytes).
-        Raises NoUsableRows when no row is finite."""
+        order, and to `absent` rows of zeros, into `output` at byte `output_offset`. All chance of a rule that draws
+        comes from `seed` (32 bytes). Raises NoUsableRows when no row is finite."""
         arguments = {"rule": rule_name, "parameters": dict(rule_parameters), "rows": list(rows), "elements": elements}
-        arguments |= {"output_offset": output_offset, "seed": seed}
+        arguments |= {"output_offset": output_offset, "seed": seed, "absent": absent}
         result = await self._call("aggregate", arguments, segment=segment, output=output)
         return AggregateResult(
             digest=Digest(result["digest"]),
@@ -294,12 +295,13 @@ class ComputeClient:
         seed: Digest,
     ) -> ProjectResult:
         """The lines (`protocol/projection.py`) of the aggregate of `elements` float32 at byte `output_offset` of
-        `output`, about rows that begin at the byte offsets `rows` of `segment`, in that order. `radius` is positive,
-        perhaps infinite. Raises WorkFailed for numbers that are not finite."""
+        `output`, about a row of zeros, and about rows that begin at the byte offsets `rows` of `segment`, in that
+        order. `radius` is positive, perhaps infinite. Raises WorkFailed for numbers that are not finite."""
         arguments = {"rows": list(rows), "elements": elements, "output_offset": output_offset}
         arguments |= {"radius": radius, "seed": seed}
         answer = await self._call("project", arguments, segment=segment, output=output)
-        return ProjectResult(norm=answer["norm"], lines=tuple(_whole_line(line) for line in answer["lines"]))
+        lines = tuple(_whole_line(line) for line in answer["lines"])
+        return ProjectResult(nothing=_whole_line(answer["nothing"]), lines=lines)
 
     async def check(
         self,
@@ -317,7 +319,7 @@ class ComputeClient:
         arguments = {"step": step, "names": list(names), "ranges": list(ranges), "radius": radius, "beacon": beacon}
         segments = {"aggregates": aggregates} | ({"gradient": gradient} if gradient is not None else {})
         answer = await self._call("check", arguments, **segments)
-        return CheckResult(lines=tuple(map(_line, answer["lines"])), norms=tuple(answer["norms"]))
+        return CheckResult(lines=tuple(map(_line, answer["lines"])), nothings=tuple(map(_line, answer["nothings"])))
 
     async def apply(
         self, aggregate: Segment, void_ranges: Sequence[Range] = (), part_ranges: Sequence[Range] = ()

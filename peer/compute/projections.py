@@ -80,21 +80,26 @@ def project(
 
 
 def lines_about(
-    gradient: torch.Tensor,
+    gradient: torch.Tensor | None,
     aggregates: Sequence[torch.Tensor | None],
     ranges: Sequence[tuple[int, int]],
     radius: float,
     beacon: bytes,
-) -> list[Line | None]:
-    """What the aggregator of each part must say about this contributor's gradient, float32 (elements,).
+) -> tuple[list[Line | None], list[Line | None]]:
+    """What the aggregator of each part must say about a row of zeros, and about this contributor's gradient, float32
+    (elements,); no lines about that if there is none.
 
     `aggregates` are float32, as long as their element ranges, and may hold anything. None where there is none, and
     where it or the gradient is not finite: about that there is nothing right to say.
     """
+    nothings: list[Line | None] = []
     lines: list[Line | None] = []
+    zeros = torch.zeros(max((stop - start for start, stop in ranges), default=0))
     for part, (aggregate, (start, stop)) in enumerate(zip(aggregates, ranges, strict=True)):
-        if aggregate is None:
-            lines.append(None)
-        else:
-            lines += project([gradient[start:stop]], aggregate, radius, projection_seed(beacon, part))
-    return lines
+        rows = [zeros[: stop - start], *([] if gradient is None else [gradient[start:stop]])]
+        nothing, *own = (
+            [None] * len(rows) if aggregate is None else project(rows, aggregate, radius, projection_seed(beacon, part))
+        )
+        nothings.append(nothing)
+        lines += own
+    return nothings, lines

@@ -98,7 +98,9 @@ class SharedCompute:
         self._states: OrderedDict[Digest, KnownState] = OrderedDict()
         self._vectors: Recent[Digest, torch.Tensor] = Recent(vector_bytes_max)
         self._forged: Recent[Forgery, tuple[Digest, ...]] = Recent(RESULTS_MAX)
-        self._aggregates: Recent[tuple[tuple[tuple[int, Digest], ...], Digest, int], Aggregated] = Recent(RESULTS_MAX)
+        self._aggregates: Recent[tuple[tuple[tuple[int, Digest], ...], Digest, int, int], Aggregated] = Recent(
+            RESULTS_MAX
+        )
         self._updates: Recent[tuple[Digest, tuple[bytes, ...]], Digest] = Recent(RESULTS_MAX)
         self._initial = self._current = self._engine.state.digest()
         self._remember(self._initial)
@@ -155,9 +157,9 @@ class SharedCompute:
         names = self._forged[key]
         return Work(names, honest.loss, honest.samples, self._norms(names))
 
-    def aggregate(self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int) -> Aggregated:
+    def aggregate(self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int, absent: int = 0) -> Aggregated:
         """See `Compute.aggregate`. Raises MisuseError for a forgotten input."""
-        key = (inputs, cut, part)
+        key = (inputs, cut, part, absent)
         if key in self._aggregates:
             known = self._aggregates[key]
             if known is None or known[0] in self._vectors:
@@ -166,7 +168,7 @@ class SharedCompute:
         out = torch.empty_like(rows[0])
         result: Aggregated = None
         try:
-            excluded = aggregate_rows(self._rule, rows, out, aggregation_seed(cut, part)).excluded_rows
+            excluded = aggregate_rows(self._rule, rows, out, aggregation_seed(cut, part), absent).excluded_rows
             included = tuple(member for row, (member, _) in enumerate(inputs) if row not in excluded)
             result = self._put(out), included
         except NoUsableRows:
@@ -180,12 +182,15 @@ class SharedCompute:
         distort(wrong, strength, salt)
         return self._put(wrong)
 
-    def project(self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest) -> tuple[float, tuple[Line, ...]]:
-        """See `Compute.project`; without lines if a number somewhere is not finite. Where aggregates are not checked,
-        nothing counts as clipped. Raises MisuseError for a forgotten vector."""
+    def project(
+        self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest
+    ) -> tuple[Line | None, tuple[Line, ...]]:
+        """See `Compute.project`. Where aggregates are not checked, nothing counts as clipped. Raises MisuseError for a
+        forgotten vector."""
         whole, vectors = self.vector(aggregate), [self.vector(name) for name in rows]
-        lines = [line for line in project(vectors, whole, self._radius, seed) if line is not None]
-        return norm_of(whole), tuple(lines) if len(lines) == len(rows) else ()
+        nothing, *found = project([torch.zeros_like(whole), *vectors], whole, self._radius, seed)
+        lines = [line for line in found if line is not None]
+        return nothing, tuple(lines) if len(lines) == len(rows) else ()
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:
         """See `Compute.apply`. Raises MisuseError for a forgotten state or part."""

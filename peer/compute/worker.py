@@ -187,11 +187,12 @@ class Worker:
                 if names[part] == described["part_digests"][part]:  # the very bytes, whether handed over or not
                     looked_at[start:stop], is_there[part] = out[start:stop], True
             there, compared = is_there, compare_parts(out, looked_at, ranges, is_there)
-        past, lines = self._running.past_aggregates, []
+        past = self._running.past_aggregates
+        lines: list[Line | None] = []
         if aggregates:
             spans = zip(aggregates, ranges, there, strict=True)
             wanted = [past.find(name, stop - start) if name and held else None for name, (start, stop), held in spans]
-            lines = lines_about(looked_at, wanted, ranges, radius, beacon)
+            _, lines = lines_about(looked_at, wanted, ranges, radius, beacon)
         return described | {"lines": [pack_line(line) for line in lines], "compared": compared}
 
     def _compute_again(self, state: Digest, seed: bytes, out: torch.Tensor) -> None:
@@ -268,10 +269,11 @@ class Worker:
         output: int,
         output_offset: int,
         seed: bytes,
+        absent: int,
     ) -> dict[str, Any]:
         vectors = self._memory.vectors(segment, rows, elements)
         out = self._memory.vector(output, output_offset, elements)
-        outcome = aggregate_rows(parse_rule(rule, parameters), vectors, out, seed)
+        outcome = aggregate_rows(parse_rule(rule, parameters), vectors, out, seed, absent)
         return {
             "digest": blob_digest(self._memory.view(output, output_offset, elements * FLOAT_BYTES)),
             "excluded_rows": list(outcome.excluded_rows),
@@ -291,10 +293,10 @@ class Worker:
     ) -> dict[str, Any]:
         vectors = self._memory.vectors(segment, rows, elements)
         aggregate = self._memory.vector(output, output_offset, elements)
-        lines = project(vectors, aggregate, radius, seed)
-        if None in lines:
+        nothing, *lines = project([torch.zeros(elements), *vectors], aggregate, radius, seed)
+        if nothing is None or None in lines:
             raise WorkFailed("there are no projections of numbers that are not finite")
-        return {"norm": norm_of(aggregate), "lines": [pack_line(line) for line in lines]}
+        return {"nothing": pack_line(nothing), "lines": [pack_line(line) for line in lines]}
 
     def _check(
         self,
@@ -310,11 +312,12 @@ class Worker:
         held = [(name, start, stop) for name, (start, stop) in zip(names, ranges, strict=True) if name]
         past.remember(step, [(Digest(name), start, whole[start:stop]) for name, start, stop in held])
         found = [whole[start:stop] if name else None for name, (start, stop) in zip(names, ranges, strict=True)]
-        lines: list[Line | None] = []
-        if gradient is not None:
-            lines = lines_about(self._gradient(gradient, ranges), found, ranges, radius, beacon)
-        norms = [0.0 if aggregate is None else norm_of(aggregate) for aggregate in found]
-        return {"lines": [pack_line(line) for line in lines], "norms": norms}
+        own = None if gradient is None else self._gradient(gradient, ranges)
+        nothings, lines = lines_about(own, found, ranges, radius, beacon)
+        return {
+            "lines": [pack_line(line) for line in lines],
+            "nothings": [pack_line(line) for line in nothings],
+        }
 
     def _apply(
         self, aggregate: int, void_ranges: list[tuple[int, int]], part_ranges: list[tuple[int, int]]

@@ -83,7 +83,9 @@ class LeaveOut(GradientAttack):
         if isinstance(effect, effects.AggregatePart):
             members = host.node.chain.head.roster.peers
             friends = tuple(row for row in effect.inputs if members[row[0]] in self.mind.members)
-            return (dataclasses.replace(effect, inputs=friends or effect.inputs),)
+            if friends:
+                absent = effect.absent + len(effect.inputs) - len(friends)
+                return (dataclasses.replace(effect, inputs=friends, absent=absent),)
         return (effect,)
 
 

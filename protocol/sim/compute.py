@@ -97,18 +97,22 @@ class Compute(Protocol):
         ...
 
     def aggregate(
-        self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int
+        self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int, absent: int = 0
     ) -> tuple[Digest, tuple[int, ...]] | None:
-        """The rule's result over (member, part digest) and the members that went in; None if no row is finite."""
+        """The rule's result over (member, part digest), with zeros for as many as are `absent`, and the members that
+        went in; None if no row is finite."""
         ...
 
     def distort(self, aggregate: Digest, strength: float, salt: Digest) -> Digest:
         """A wrong aggregate: another vector of the same length, `strength` times the aggregate's norm away."""
         ...
 
-    def project(self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest) -> tuple[float, tuple[Line, ...]]:
-        """The length of an aggregate of a recent step, and a line for each row (a part of a gradient, its digest), on
-        directions drawn from `seed` (`assignment.projection_seed`); no lines at all if a number is not finite."""
+    def project(
+        self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest
+    ) -> tuple[Line | None, tuple[Line, ...]]:
+        """About an aggregate of a recent step, on directions drawn from `seed` (`assignment.projection_seed`): the line
+        about a row of zeros, whose norm is its length, None if that is not finite; and a line for each row (a part of a
+        gradient, its digest), no line at all if a number is not finite."""
         ...
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:

@@ -48,7 +48,7 @@ from crowdsurf.protocol.roster import (
 )
 from crowdsurf.protocol.sim.checker import Checker, name_of_header
 from crowdsurf.protocol.sim.host import Host
-from crowdsurf.protocol.sim.vouched import is_too_long, is_unbalanced, radius_of
+from crowdsurf.protocol.sim.vouched import is_too_long, is_unbalanced, is_whole, radius_of
 
 _STEPS_KEPT = 8
 """Messages of older steps are forgotten; nobody is that far behind and still signs."""
@@ -210,6 +210,8 @@ class HeaderFollows(Checker):
             for index, name in effect.inputs
         ):
             self.report(host, f"it aggregates bytes in step {effect.step} that no commit of the cut names")
+        if len(indexes) + effect.absent != sum(1 for commit in commits.values() if commit.parts):
+            self.report(host, f"it aggregates part {effect.part} of step {effect.step} and forgets somebody")
 
     # --- what a header follows from ----------------------------------------------------------------------
 
@@ -353,11 +355,12 @@ def _wrong_proofs(
             "counts an aggregate that its aggregator does not vouch for",
             "counts an aggregate whose lines do not add up",
             "counts an aggregate that is too long",
+            "counts an aggregate that says nothing about somebody whose work did not go in",
             "counts aggregates that were looked at from directions known before",
         ),
         False,
     )
-    late, unproven, unbalanced, too_long, known = found
+    late, unproven, unbalanced, too_long, absent, known = found
     found[known] = any(header.parts) and bool(said.beacons.get(header.cut, set()) - {header.beacon})
     duties = assignment.aggregators(before.beacon, tuple(index for index, _ in cut.commits), size)
     peers = [member.peer for member in before.members]
@@ -377,10 +380,11 @@ def _wrong_proofs(
             found[unproven] = True
             continue
         norms = {index: commit.norms[part] for index, commit in commits.items() if part < len(commit.norms)}
-        included = len(indexes_of(shown.included))
-        found[unproven] |= len(shown.lines) != included or not set(indexes_of(shown.included)) <= set(norms)
+        included = set(indexes_of(shown.included))
+        found[unproven] |= not is_whole(shown) or not included <= set(norms)
+        found[absent] |= shown.absent != len(set(norms) - included)
         found[unbalanced] |= is_unbalanced(shown, radius)
-        found[too_long] |= is_too_long(shown.norm, list(norms.values()), included, radius)
+        found[too_long] |= is_too_long(shown.norm, list(norms.values()), radius)
     return found
 
 

@@ -43,7 +43,7 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.sim.checker import Checker, claimed_lock, name_of_header
 from crowdsurf.protocol.sim.host import Host
-from crowdsurf.protocol.sim.vouched import is_unbalanced, radius_of
+from crowdsurf.protocol.sim.vouched import is_unbalanced, is_whole, radius_of
 
 EVIDENCE_BYTES_MAX = 1 << 20
 """A certificate, and a verdict of every member."""
@@ -303,7 +303,7 @@ class EvidenceHolds(EvidenceChecker):
         is_its_own = shown.sender == accused and envelope.step == accusation.step
         if not is_its_own or not isinstance(shown.payload, Projection):
             return None
-        return shown.payload if len(shown.payload.lines) == len(indexes_of(shown.payload.included)) else None
+        return shown.payload if is_whole(shown.payload) else None
 
     def _problem_of_verdicts(
         self, evidence: Evidence, opened: Opened, accusation: Accusation, run_id: Digest, roster: Roster

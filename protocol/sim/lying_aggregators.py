@@ -18,7 +18,7 @@ from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Kind, Projection, bitmap_of
-from crowdsurf.protocol.projection import Clipping, Line, clipping_of, projection_problem
+from crowdsurf.protocol.projection import Clipping, Line, as_often_as_they_count, clipping_of, projection_problem
 from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind, is_own
 from crowdsurf.protocol.sim.compute import Distortion
 
@@ -41,7 +41,7 @@ class WrongAggregate(Adversary):
     ) -> events.PartProjected | list[Effect]:
         clipping = clipping_of(host.node.manifest)
         is_over = host.step != effect.step  # others may be its members now
-        if clipping is None or is_over or projection_problem(honest.lines, honest.norm, clipping) is None:
+        if clipping is None or is_over or _adds_up(honest, honest.lines, clipping):
             return honest
         return self.excuse(host, effect, honest, clipping)
 
@@ -52,7 +52,7 @@ class WrongAggregate(Adversary):
         members = host.node.chain.head.roster.peers
         included = bitmap_of([index for index, _ in effect.inputs], len(members))
         lines = tuple((*line.projections, line.norm) for line in honest.lines)
-        said = Projection(effect.cut, effect.part, effect.aggregate, included, honest.norm, lines)
+        said = Projection(effect.cut, effect.part, effect.aggregate, included, honest.norm, lines, honest.absent)
         slot = Slot(effect.step, 0, Kind.PROJECTION, part_subject(said))
         others = tuple(peer for peer in members if peer != host.id)
         return [effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, said).envelope)]
@@ -66,7 +66,7 @@ class WrongProjection(WrongAggregate):
         self, host: Body, effect: effects.ProjectPart, honest: events.PartProjected, clipping: Clipping
     ) -> events.PartProjected | list[Effect]:
         victims = [place for place, peer in enumerate(_contributors(host, effect)) if peer not in self.mind.members]
-        return dataclasses.replace(honest, lines=balanced(honest.lines, victims)) if victims else honest
+        return _balanced(honest, victims) if victims else honest
 
 
 class ColludingAggregate(WrongAggregate):
@@ -88,9 +88,9 @@ class ColludingAggregate(WrongAggregate):
         friends = [place for place, peer in enumerate(contributors) if peer in self.mind.members]
         friends.sort(key=lambda place: contributors[place] != host.id)
         for count in range(1, len(friends) + 1):
-            lines = balanced(honest.lines, friends[:count])
-            if projection_problem(lines, honest.norm, clipping) is None:
-                return dataclasses.replace(honest, lines=lines)
+            said = _balanced(honest, friends[:count])
+            if _adds_up(honest, said.lines, clipping):
+                return said
         return honest
 
     def checked(self, host: Body, honest: events.AggregatesChecked) -> events.AggregatesChecked:
@@ -133,11 +133,19 @@ class LateAggregate(Adversary):
         return self._opened.issuperset(set(accepted.contributors) - {host.id})
 
 
-def balanced(lines: Sequence[Line], liars: Sequence[int]) -> tuple[Line, ...]:
+def _adds_up(honest: events.PartProjected, lines: Sequence[Line], clipping: Clipping) -> bool:
+    return projection_problem(as_often_as_they_count(lines, honest.absent), honest.norm, clipping) is None
+
+
+def _balanced(honest: events.PartProjected, liars: Sequence[int]) -> events.PartProjected:
+    return dataclasses.replace(honest, lines=balanced(honest.lines, liars, honest.absent))
+
+
+def balanced(lines: Sequence[Line], liars: Sequence[int], absent: int = 0) -> tuple[Line, ...]:
     """Lines that add up to nothing, because those at some places (at least one) say what is lacking, in equal shares.
     Their lengths are claimed as large as that takes."""
-    changed = list(lines)
-    shares = [math.fsum(values) / len(liars) for values in zip(*(line.projections for line in lines), strict=True)]
+    changed, whole = list(lines), as_often_as_they_count(lines, absent)
+    shares = [math.fsum(values) / len(liars) for values in zip(*(line.projections for line in whole), strict=True)]
     for place in liars:
         values = tuple(value - share for value, share in zip(lines[place].projections, shares, strict=True))
         changed[place] = Line(values, max(lines[place].norm, *map(abs, values)))

@@ -64,10 +64,10 @@ class NamesCompute:
         return Work(tuple(name_of(unit, part) for part in range(forgery.parts)), 1.0, 32, (1.0,) * forgery.parts)
 
     def aggregate(
-        self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int
+        self, inputs: tuple[tuple[int, Digest], ...], cut: Digest, part: int, absent: int = 0
     ) -> tuple[Digest, tuple[int, ...]] | None:
         members = tuple(member for member, _ in inputs)
-        return name_of("aggregate", members, *(digest for _, digest in inputs)), members
+        return name_of("aggregate", members, absent, *(digest for _, digest in inputs)), members
 
     def distort(self, aggregate: Digest, strength: float, salt: Digest) -> Digest:
         moved = name_of("distorted", aggregate, salt)
@@ -76,11 +76,14 @@ class NamesCompute:
             self._moved.popitem(last=False)
         return moved
 
-    def project(self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest) -> tuple[float, tuple[Line, ...]]:
-        norm = self._moved.get(aggregate)
+    def project(
+        self, rows: tuple[Digest, ...], aggregate: Digest, seed: Digest
+    ) -> tuple[Line | None, tuple[Line, ...]]:
+        norm, right = self._moved.get(aggregate), Line((0.0,) * PROJECTIONS, 1.0)
         if norm is None:
-            return 1.0, (Line((0.0,) * PROJECTIONS, 1.0),) * len(rows)
-        return norm, tuple(_line_about(row, aggregate, seed) for row in rows)
+            return right, (right,) * len(rows)
+        nothing = Line(_line_about(b"", aggregate, seed).projections, norm)
+        return nothing, tuple(_line_about(row, aggregate, seed) for row in rows)
 
     def apply(self, state: Digest, parts: tuple[bytes, ...]) -> Digest:
         return name_of("state", state, *parts)
@@ -89,7 +92,7 @@ class NamesCompute:
         return {"test_loss": 1.0}
 
 
-def _line_about(row: Digest, aggregate: Digest, seed: Digest) -> Line:
+def _line_about(row: bytes, aggregate: Digest, seed: Digest) -> Line:
     """Numbers between a quarter and three quarters, of the radius that rules have by default."""
     drawn = name_of("line", row, aggregate, seed)
     return Line(tuple(0.25 + byte / 510 for byte in drawn[:PROJECTIONS]), 1.0)

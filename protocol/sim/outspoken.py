@@ -20,7 +20,7 @@ from crowdsurf.protocol.messages import Accusation, Commit, Envelope, Header, Ki
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.sim.checker import Checker
 from crowdsurf.protocol.sim.host import Host
-from crowdsurf.protocol.sim.vouched import contradicts, differ
+from crowdsurf.protocol.sim.vouched import contradicts, differ, is_whole
 from crowdsurf.protocol.tolerance import relative_bound
 
 _STEPS_KEPT = 4
@@ -36,9 +36,17 @@ class Published(NamedTuple):
     def line_about(self, member: int) -> Line | None:
         """What it says about a member."""
         indexes = indexes_of(self.projection.included)
-        if member not in indexes or len(indexes) != len(self.projection.lines):
+        if member not in indexes or not is_whole(self.projection):
             return None
         *values, norm = self.projection.lines[indexes.index(member)]
+        return Line(tuple(values), norm)
+
+    @property
+    def line_about_nothing(self) -> Line | None:
+        """What it says about a row of zeros, if anybody is absent."""
+        if not self.projection.absent:
+            return None
+        *values, norm = self.projection.lines[-1]
         return Line(tuple(values), norm)
 
 
@@ -50,7 +58,8 @@ class Told:
     """Which member it is in that step."""
     lines: dict[bytes, Line] = field(default_factory=dict)
     """What must be said about its part, by aggregate."""
-    lengths: dict[bytes, float] = field(default_factory=dict)
+    nothings: dict[bytes, Line] = field(default_factory=dict)
+    """What must be said about a row of zeros."""
 
 
 class Outspoken(Checker):
@@ -98,7 +107,9 @@ class Outspoken(Checker):
         for name, line in zip(event.aggregates, event.lines, strict=False):
             if line is not None:
                 told.lines[name] = line
-        told.lengths.update((name, norm) for name, norm in zip(event.aggregates, event.norms, strict=True) if name)
+        for name, line in zip(event.aggregates, event.nothings, strict=True):
+            if line is not None:
+                told.nothings[name] = line
 
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Note what is published and who is accused; judge a vote."""
@@ -125,8 +136,11 @@ class Outspoken(Checker):
             name, said = found.projection.aggregate, found.line_about(told.member)
             if name in told.lines and said is not None and contradicts(said, told.lines[name]):
                 self.report(host, f"it votes in step {header.step} for an aggregate that rests on a lie about its part")
-            if name in told.lengths and differ(found.projection.norm, told.lengths[name]):
+            true, claimed = told.nothings.get(name), found.line_about_nothing
+            if true is not None and differ(found.projection.norm, true.norm):
                 self.report(host, f"it votes in step {header.step} for an aggregate of another length than is claimed")
+            if true is not None and claimed is not None and contradicts(claimed, true):
+                self.report(host, f"it votes in step {header.step} for an aggregate that rests on a lie about nothing")
         self._published = {key: one for key, one in self._published.items() if one.step >= header.step - _STEPS_KEPT}
         self._told = {slot: told for slot, told in self._told.items() if slot[0] >= header.step - _STEPS_KEPT}
         self._accused = {said for said in self._accused if said[2] >= header.step - _STEPS_KEPT}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Projection
+from crowdsurf.protocol.messages import Projection, indexes_of
 from crowdsurf.protocol.projection import Line
 
 ROUNDING = 1e-5
@@ -31,27 +31,35 @@ def radius_of(manifest: Manifest) -> float | None:
     return math.inf if manifest.rule.name == "mean" else float(manifest.rule.parameters.get("tau", 1.0))
 
 
+def is_whole(projection: Projection) -> bool:
+    """Whether it says something about everybody that went in, and, if anybody did not, about nothing."""
+    return len(projection.lines) - bool(projection.absent) == len(indexes_of(projection.included))
+
+
 def is_unbalanced(projection: Projection, radius: float) -> bool:
-    """Whether its lines do not add up to nothing, or one of them says more than a row can."""
-    pulls = [min(radius, line[-1]) for line in projection.lines]
+    """Whether its lines do not add up to nothing, each absent one's among them, or one of them says more than a row
+    can."""
+    lines = [*projection.lines, *(projection.lines[-1] for _ in range(projection.absent - 1))]
+    pulls = [min(radius, line[-1]) for line in lines]
     if not all(0.0 <= number < math.inf for number in (projection.norm, *pulls)):
         return True
-    if any(abs(value) > TAIL * pull for line, pull in zip(projection.lines, pulls, strict=True) for value in line[:-1]):
+    if any(abs(value) > TAIL * pull for line, pull in zip(lines, pulls, strict=True) for value in line[:-1]):
         return True
     allowed = CONVERGED * sum(pulls) + ROUNDING * len(pulls) * projection.norm
-    totals = [math.fsum(values) for values in zip(*(line[:-1] for line in projection.lines), strict=True)]
+    totals = [math.fsum(values) for values in zip(*(line[:-1] for line in lines), strict=True)]
     return any(not abs(total) <= allowed for total in totals)
 
 
-def is_too_long(length: float, committed: Sequence[float], included: int, radius: float) -> bool:
-    """Whether an aggregate is longer than a rule makes it, most of whose inputs are honest: these pull it back, and the
-    others pull with `radius` at most. How long honest ones are, honest contributors say, who are the most."""
-    if not committed or not included:
+def is_too_long(length: float, committed: Sequence[float], radius: float) -> bool:
+    """Whether an aggregate is longer than a rule makes it, most of whose inputs are honest, or nothing: these pull it
+    back, and the others pull with `radius` at most. How long honest ones are, honest contributors say, who are the
+    most."""
+    if not committed:
         return True
-    honest, most = SPREAD * sorted(committed)[len(committed) // 2], included // 2 + 1
+    honest, most = SPREAD * sorted(committed)[len(committed) // 2], len(committed) // 2 + 1
     if math.isinf(radius):
         return False
-    sine = (included - most) / most  # of the angle at which most pull back no more than the others pull away
+    sine = (len(committed) - most) / most  # of the angle at which most pull back no more than the others pull away
     return length > ROOM * max(honest + radius * sine, honest / math.cos(math.asin(sine)))
 
 

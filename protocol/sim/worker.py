@@ -159,7 +159,7 @@ class Worker:
 
     def _aggregated(self, effect: effects.AggregatePart) -> None:
         host = self._host
-        found = host.world.compute.aggregate(effect.inputs, effect.cut, effect.part)
+        found = host.world.compute.aggregate(effect.inputs, effect.cut, effect.part, effect.absent)
         if found is None:
             return  # nothing finite to aggregate: the part stays void
         digest, included = found
@@ -175,10 +175,12 @@ class Worker:
     def _projected(self, effect: effects.ProjectPart) -> None:
         host, rows = self._host, tuple(name for _, name in effect.inputs)
         seed = assignment.projection_seed(effect.beacon, effect.part)
-        norm, lines = host.world.compute.project(rows, effect.aggregate, seed)
-        if not lines:
+        nothing, lines = host.world.compute.project(rows, effect.aggregate, seed)
+        if nothing is None or not lines:
             return  # a liar's numbers: nothing can be said about them
-        event = events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, norm, lines)
+        norm, lines = nothing.norm, (*lines, nothing) if effect.absent else lines
+        cut, part, name = effect.cut, effect.part, effect.aggregate
+        event = events.PartProjected(effect.step, cut, part, name, norm, lines, effect.absent)
         said = host.adversary.projected(host, effect, event) if host.adversary is not None else event
         if isinstance(said, events.PartProjected):
             host.give(said)
@@ -197,16 +199,17 @@ class Worker:
         newest = max(self._aggregates)
         kept = PAST_AGGREGATES + (relative_bound(host.node.manifest) is not None)
         self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - kept}
-        norms, lines = [], []
+        nothings: list[Line | None] = []
+        lines: list[Line | None] = []
         own = self.own if self.own is not None and self.own.step == effect.step else None
         for part, name in enumerate(held):
             rows = (own.parts[part],) if own is not None and name else ()
             seed = assignment.projection_seed(effect.beacon, part)
-            norm, found = host.world.compute.project(rows, Digest(name), seed) if name else (0.0, ())
-            norms.append(norm)
+            nothing, found = host.world.compute.project(rows, Digest(name), seed) if name else (None, ())
+            nothings.append(nothing)
             lines.append(found[0] if found else None)
         about_own = tuple(lines) if own is not None else ()
-        event = events.AggregatesChecked(effect.step, held, effect.beacon, about_own, tuple(norms))
+        event = events.AggregatesChecked(effect.step, held, effect.beacon, about_own, tuple(nothings))
         host.give(host.adversary.checked(host, event) if host.adversary is not None else event)
 
     # --- the state ---------------------------------------------------------------------------------------

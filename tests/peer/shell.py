@@ -268,11 +268,13 @@ class FakeCompute:
         output: Segment,
         output_offset: int = 0,
         seed: bytes = bytes(32),
+        absent: int = 0,
     ) -> AggregateResult:
         async with self._lock:
             await self._turn("aggregate")
             nbytes = elements * ELEMENT_BYTES
             found = [numpy.frombuffer(segment.view[row : row + nbytes], numpy.float32) for row in rows]
+            found += [numpy.zeros(elements, numpy.float32)] * absent
             mean = numpy.mean(found, axis=0, dtype=numpy.float64).astype(numpy.float32).tobytes()
             output.view[output_offset : output_offset + nbytes] = mean
             return AggregateResult(blob_digest(mean), (), 0, 0.0)
@@ -291,7 +293,7 @@ class FakeCompute:
             await self._turn("project")
             whole = _vector(output, output_offset, elements)
             lines = tuple(_line(_vector(segment, row, elements), whole, radius, seed) for row in rows)
-            return ProjectResult(float(numpy.linalg.norm(whole)), lines)
+            return ProjectResult(_line(0.0 * whole, whole, radius, seed), lines)
 
     async def check(
         self,
@@ -309,10 +311,10 @@ class FakeCompute:
             spans = zip(names, ranges, strict=True)
             held = [whole[start:stop].copy() if name else None for name, (start, stop) in spans]
             self._aggregates.update({name: one for name, one in zip(names, held, strict=True) if one is not None})
-            norms = tuple(0.0 if one is None else float(numpy.linalg.norm(one)) for one in held)
+            nothings = _lines(numpy.zeros(ELEMENTS), held, ranges, radius, beacon)
             if gradient is None:
-                return CheckResult((), norms)
-            return CheckResult(_lines(_vector(gradient, 0, ELEMENTS), held, ranges, radius, beacon), norms)
+                return CheckResult((), nothings)
+            return CheckResult(_lines(_vector(gradient, 0, ELEMENTS), held, ranges, radius, beacon), nothings)
 
     async def apply(
         self,

@@ -21,7 +21,7 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import aggregation_seed, part_ranges
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, digest, finding_digest
-from crowdsurf.protocol.projection import Clipping, projection_problem
+from crowdsurf.protocol.projection import Clipping, as_often_as_they_count, projection_problem
 from tests.peer.shell import ELEMENTS, STATE_BYTES, FakeCompute, Inbox, key_of, manifest_of, soon, until
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -184,7 +184,7 @@ async def test_an_aggregate_is_held_and_told_with_who_went_in(setup: Setup, monk
         return AggregateResult(found.digest, (0,), 0, 0.0)
 
     monkeypatch.setattr(setup.client, "aggregate", leave_out_the_first)
-    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 1, ((0, names[1]), (1, names[1]))))
+    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 1, ((0, names[1]), (1, names[1])), 0))
     done = await setup.inbox.event()
     assert isinstance(done, events.PartAggregated)
     assert (done.step, done.part, done.included) == (0, 1, (1,))
@@ -197,13 +197,13 @@ async def test_a_rule_draws_from_the_cut_and_the_part_alone(setup: Setup, monkey
     seeds: list[bytes] = []
 
     async def note_the_seed(*arguments: Any) -> AggregateResult:
-        seeds.append(arguments[-1])
+        seeds.append(arguments[-2])
         return await whole(*arguments)
 
     monkeypatch.setattr(setup.client, "aggregate", note_the_seed)
     other = digest("test", b"another cut")
     for cut, part in ((CUT, 0), (CUT, 0), (CUT, 1), (Digest(other), 0)):
-        await setup.duties.aggregate(effects.AggregatePart(0, cut, part, ((0, names[part]), (1, names[part]))))
+        await setup.duties.aggregate(effects.AggregatePart(0, cut, part, ((0, names[part]), (1, names[part])), 0))
     assert [len(seed) for seed in seeds] == [32] * 4
     assert seeds[0] == seeds[1] == aggregation_seed(CUT, 0)
     assert len(set(seeds)) == 3
@@ -216,14 +216,14 @@ async def test_a_part_without_a_usable_row_stays_void(setup: Setup) -> None:
         raise NoUsableRows("none of 1 rows is finite")
 
     setup.on("aggregate", fail)
-    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),)))
+    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),), 0))
     assert setup.inbox.events.empty()
 
 
 async def test_an_aggregate_of_a_step_that_is_over_is_not_made(setup: Setup) -> None:
     names = await setup.work()
     setup.blobs.retire(1)
-    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),)))
+    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),), 0))
     assert setup.inbox.events.empty()
 
 
@@ -232,43 +232,51 @@ async def test_an_aggregate_of_a_step_that_is_over_is_not_made(setup: Setup) -> 
 BEACON = Digest(bytes([7]) * 32)
 
 
-async def aggregated(setup: Setup, names: tuple[Digest, ...]) -> list[Digest]:
-    """Every part aggregated from our own work, twice; the names of the aggregates."""
+async def aggregated(setup: Setup, names: tuple[Digest, ...], absent: int = 0) -> list[Digest]:
+    """Every part aggregated from our own work, twice, and from nothing; the names of the aggregates."""
     made = []
     for part, name in enumerate(names):
-        await setup.duties.aggregate(effects.AggregatePart(0, CUT, part, ((0, name), (1, name))))
+        await setup.duties.aggregate(effects.AggregatePart(0, CUT, part, ((0, name), (1, name)), absent))
         done = await setup.inbox.event()
         assert isinstance(done, events.PartAggregated)
         made.append(done.digest)
     return made
 
 
-def projection(names: tuple[Digest, ...], made: list[Digest], part: int) -> effects.ProjectPart:
+def projection(names: tuple[Digest, ...], made: list[Digest], part: int, absent: int = 0) -> effects.ProjectPart:
     rows = ((0, names[part]), (1, names[part]))
-    return effects.ProjectPart(0, CUT, part, made[part], rows, BEACON)
+    return effects.ProjectPart(0, CUT, part, made[part], rows, absent, BEACON)
 
 
-async def test_an_aggregator_says_what_its_contributor_expects_and_its_judge_finds(setup: Setup) -> None:
+@pytest.mark.parametrize("absent", [0, 2])
+async def test_an_aggregator_says_what_its_contributor_expects_and_its_judge_finds(setup: Setup, absent: int) -> None:
     names = await setup.work()
-    made = await aggregated(setup, names)
+    made = await aggregated(setup, names, absent)
     said = []
     for part in range(PARTS):
-        await setup.duties.project(projection(names, made, part))
+        await setup.duties.project(projection(names, made, part, absent))
         done = await setup.inbox.event()
         assert isinstance(done, events.PartProjected)
-        assert (done.step, done.cut, done.part, done.aggregate) == (0, CUT, part, made[part])
-        assert projection_problem(done.lines, done.norm, Clipping(math.inf, 0.0)) is None
+        assert (done.step, done.cut, done.part, done.aggregate, done.absent) == (0, CUT, part, made[part], absent)
+        assert len(done.lines) == 2 + (absent > 0)
+        whole = as_often_as_they_count(done.lines, absent)
+        assert projection_problem(whole, done.norm, Clipping(math.inf, 0.0)) is None
         said.append(done)
     await setup.duties.check_aggregates(effects.CheckAggregates(0, (b"", made[1]), BEACON))
     checked = await setup.inbox.event()
-    expected = events.AggregatesChecked(0, (b"", made[1]), BEACON, (None, said[1].lines[0]), (0.0, said[1].norm))
-    assert checked == expected
+    assert isinstance(checked, events.AggregatesChecked)
+    assert (checked.aggregates, checked.lines) == ((b"", made[1]), (None, said[1].lines[0]))
+    unheld, nothing = checked.nothings
+    assert unheld is None
+    assert nothing is not None
+    assert nothing.norm == said[1].norm
+    assert not absent or nothing == said[1].lines[-1]
 
     asked = recomputation(digest("state", bytes(STATE_BYTES)))
     await setup.duties.recompute(dataclasses.replace(asked, aggregates=(b"", made[1]), beacon=BEACON))
     judged = await setup.inbox.event()
     assert isinstance(judged, events.WorkRecomputed)
-    assert judged.lines == expected.lines
+    assert judged.lines == checked.lines
     assert len(judged.norms) == PARTS
 
 
@@ -283,7 +291,7 @@ async def test_who_has_no_work_of_a_step_says_nothing_about_it_and_remembers_its
     checked = await setup.inbox.event()
     assert isinstance(checked, events.AggregatesChecked)
     assert checked.lines == ()
-    assert all(checked.norms)
+    assert None not in checked.nothings
     asked = dataclasses.replace(recomputation(state), aggregates=tuple(made), beacon=BEACON)
     await setup.duties.recompute(asked)
     judged = await setup.inbox.event()
@@ -306,7 +314,7 @@ async def test_an_aggregate_that_is_not_held_is_not_looked_at(setup: Setup) -> N
     checked = await setup.inbox.event()
     assert isinstance(checked, events.AggregatesChecked)
     assert checked.aggregates == (b"", made[1])
-    assert (checked.lines[0], checked.norms[0]) == (None, 0.0)
+    assert (checked.lines[0], checked.nothings[0]) == (None, None)
 
 
 async def test_nothing_is_said_of_a_step_that_is_over(setup: Setup) -> None:
@@ -479,7 +487,7 @@ async def test_whatever_it_dies_of_there_is_one_new_worker_and_one_story(setup: 
     names = await setup.work()
     setup.die_on(command)
     victims = [
-        setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),))),
+        setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),), 0)),
         setup.duties.work(compute()),
         setup.duties.apply(effects.ApplyUpdate(0, names)),
     ]
@@ -520,7 +528,7 @@ async def test_nothing_is_applied_to_the_state_of_a_worker_that_is_just_starting
     segment = setup.pool.take(STATE_BYTES)
     await soon(setup.duties.apply(effects.ApplyUpdate(0, names)))
     await soon(setup.duties.work(compute()))
-    await soon(setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),))))
+    await soon(setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]),), 0)))
     assert await setup.duties.load_fetched(30, segment) is None
     go_on.set()
     await soon(recovering)
@@ -578,7 +586,7 @@ async def test_a_worker_that_cannot_be_started_again_is_a_failure_in_words(
 async def test_nothing_is_left_lying_about(setup: Setup) -> None:
     for step in range(200):
         names = await setup.work(step)
-        await setup.duties.aggregate(effects.AggregatePart(step, CUT, 0, ((0, names[0]),)))
+        await setup.duties.aggregate(effects.AggregatePart(step, CUT, 0, ((0, names[0]),), 0))
         await setup.inbox.event()
         await setup.duties.apply(effects.ApplyUpdate(step, names))
         await setup.inbox.event()

@@ -290,9 +290,9 @@ def body(answer: events.PartProjected | list[effects.Effect]) -> tuple[LiveBody,
 
 def test_a_liar_says_something_else_about_its_aggregate_or_goes_round_its_node() -> None:
     name = Digest(bytes(32))
-    effect = effects.ProjectPart(3, name, 0, name, (), name)
-    honest = events.PartProjected(3, name, 0, name, 1.0, ())
-    lie = events.PartProjected(3, name, 0, name, 2.0, ())
+    effect = effects.ProjectPart(3, name, 0, name, (), 0, name)
+    honest = events.PartProjected(3, name, 0, name, 1.0, (), 0)
+    lie = events.PartProjected(3, name, 0, name, 2.0, (), 0)
     liar, done = body(lie)
     assert liar.projected(effect, honest) == lie
     assert done == []

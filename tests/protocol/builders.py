@@ -35,7 +35,7 @@ from crowdsurf.protocol.messages import (
 )
 from crowdsurf.protocol.outcome import StepFacts, build_header, opened_beacon
 from crowdsurf.protocol.projection import Line
-from crowdsurf.protocol.scrutiny import Scrutiny
+from crowdsurf.protocol.scrutiny import Scrutiny, absent_from
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.swarm import RIGHT, FakeSigner, manifest_for, name
 
@@ -114,16 +114,18 @@ class CompleteStep:
             return None
         scrutiny, count = Scrutiny(self.facts.clipping, me), len(aggregates)
         beacon = opened_beacon(self.facts, self.transcript, self.cut) or name("beacon")
+        nothings = (Line(RIGHT.projections, norm),) * count
         scrutiny.to_check(self.head.step, aggregates, beacon)
-        scrutiny.on_checked(AggregatesChecked(self.head.step, aggregates, beacon, (own,) * count, (norm,) * count))
+        scrutiny.on_checked(AggregatesChecked(self.head.step, aggregates, beacon, (own,) * count, nothings))
         return scrutiny
 
     def projection(self, part: int, /, **changes: object) -> Projection:
         """What the aggregator of a part publishes about it."""
         said = self.transcript.aggregate(self.cut_name, part, self.peers[self.aggregator(part)])
         assert said is not None
-        lines = ((*RIGHT.projections, RIGHT.norm),) * len(indexes_of(said.included))
-        shown = Projection(self.cut_name, part, said.digest, said.included, 1.0, lines)
+        absent = absent_from(said.included, self.transcript.commits_in(self.cut, self.peers))
+        lines = ((*RIGHT.projections, RIGHT.norm),) * (len(indexes_of(said.included)) + (absent > 0))
+        shown = Projection(self.cut_name, part, said.digest, said.included, 1.0, lines, absent)
         return msgspec.structs.replace(shown, **changes)
 
     @property

@@ -17,7 +17,7 @@ from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Projection, Reason, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Line
-from tests.protocol.swarm import RIGHT, FakePeer, Swarm, name, verify_mac
+from tests.protocol.swarm import RIGHT, FakePeer, Swarm, name, projected, verify_mac
 
 AUDIT = AuditSection(rate=0.0625)
 BANNED = "this peer is banned from the run"
@@ -107,7 +107,7 @@ def misproject(peer: FakePeer, lines: dict[PeerId, Line], steps: range) -> list[
             return None
         lied_in.append(effect.step)
         said = tuple(lines.get(member, RIGHT) for member in included)
-        return events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, 1.0, said)
+        return projected(effect, said)
 
     compute_otherwise(peer, change)
     return lied_in
@@ -121,8 +121,9 @@ def publish_imbalance(peer: FakePeer, steps: range) -> None:
         if not isinstance(effect, effects.ProjectPart) or effect.step not in steps:
             return None
         included = bitmap_of([index for index, _ in effect.inputs], len(node.chain.head.roster))
-        lines = ((*ODD.projections, 1.0), *((*RIGHT.projections, 1.0),) * (len(effect.inputs) - 1))
-        said = Projection(effect.cut, effect.part, effect.aggregate, included, 1.0, lines)
+        about = projected(effect, (ODD, *(RIGHT,) * (len(effect.inputs) - 1))).lines
+        lines = tuple((*line.projections, line.norm) for line in about)
+        said = Projection(effect.cut, effect.part, effect.aggregate, included, 1.0, lines, effect.absent)
         slot = Slot(effect.step, 0, Kind.PROJECTION, part_subject(said))
         envelope = seal(peer.signer, node.chain.run_id, slot, said).envelope
         for other in others_of(swarm, peer):
@@ -144,7 +145,7 @@ def see_wrong_lines(peer: FakePeer, aggregators: set[PeerId], steps: range) -> N
             return None
         duties = machine.accepted.duties
         lines = tuple(ODD if duties[part] in aggregators else RIGHT for part in range(len(duties)))
-        return events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, lines, (1.0,) * len(duties))
+        return events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, lines, (RIGHT,) * len(duties))
 
     compute_otherwise(peer, change)
 
@@ -156,7 +157,8 @@ def see_nothing(peer: FakePeer) -> None:
         if not isinstance(effect, effects.CheckAggregates):
             return None
         count = len(effect.aggregates)
-        return events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, (None,) * count, (1.0,) * count)
+        names = effect.aggregates
+        return events.AggregatesChecked(effect.step, names, effect.beacon, (None,) * count, (RIGHT,) * count)
 
     compute_otherwise(peer, change)
 

@@ -27,6 +27,12 @@ RIGHT = Line((0.0,) * PROJECTIONS, 1.0)
 """What every line of an honest aggregate says: nothing is here to be clipped."""
 
 
+def projected(effect: effects.ProjectPart, lines: tuple[Line, ...]) -> events.PartProjected:
+    """The answer to a wish for lines, with these about the inputs."""
+    shown = (*lines, RIGHT) if effect.absent else lines
+    return events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, 1.0, shown, effect.absent)
+
+
 def mac(public_key: bytes, message: bytes) -> bytes:
     """The keyed digest that stands in for Ed25519."""
     return hashlib.blake2b(message, key=public_key[:32], digest_size=64).digest()
@@ -200,17 +206,17 @@ class FakePeer:
         elif isinstance(effect, effects.AggregatePart):
             missing = [digest for _, digest in effect.inputs if digest not in self.blobs]
             self.swarm.violation(f"aggregating what is not held: {missing}") if missing else None
-            result = name("aggregate", effect.inputs)
+            result = name("aggregate", effect.inputs, effect.absent)
             self.blobs.add(result)
             included = tuple(member for member, _ in effect.inputs)
             self._later(0.01, events.PartAggregated(effect.step, effect.cut, effect.part, result, included))
         elif isinstance(effect, effects.ProjectPart):
-            lines = (RIGHT,) * len(effect.inputs)
-            shown = events.PartProjected(effect.step, effect.cut, effect.part, effect.aggregate, 1.0, lines)
-            self._later(0.01, shown)
+            self._later(0.01, projected(effect, (RIGHT,) * len(effect.inputs)))
         elif isinstance(effect, effects.CheckAggregates):
             held = tuple(RIGHT if one else None for one in effect.aggregates)
-            checked = events.AggregatesChecked(effect.step, effect.aggregates, effect.beacon, held, (1.0,) * len(held))
+            checked = events.AggregatesChecked(
+                effect.step, effect.aggregates, effect.beacon, held, (RIGHT,) * len(held)
+            )
             self._later(0.01, checked)
         elif isinstance(effect, effects.ApplyUpdate):
             self._apply(effect)

@@ -111,7 +111,7 @@ def test_two_parts_with_one_aggregate_have_lines_of_their_own() -> None:
     both = (same, same, b"", b"")
     other = Line((0.5, 0.0, 0.0), 1.0)
     scrutiny.to_check(0, both, beacon)
-    scrutiny.on_checked(AggregatesChecked(0, both, beacon, (RIGHT, other, None, None), (1.0,) * 4))
+    scrutiny.on_checked(AggregatesChecked(0, both, beacon, (RIGHT, other, None, None), (RIGHT,) * 4))
     honest = CHECKED.projection(0)
     assert not scrutiny.contradicts(honest, beacon)
     assert scrutiny.contradicts(msgspec.structs.replace(honest, part=1), beacon)

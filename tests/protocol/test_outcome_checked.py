@@ -114,14 +114,15 @@ def test_a_part_without_projection_does_not_count() -> None:
         {"norm": 5.0},
         {"aggregate": name("another")},
         {"included": b"\7", "lines": ((0.0, 0.0, 0.0, 1.0),) * 3},
+        {"absent": 1, "lines": ((0.0, 0.0, 0.0, 1.0),) * 5},
     ],
-    ids=["unbalanced", "too long", "another aggregate", "others included"],
+    ids=["unbalanced", "too long", "another aggregate", "others included", "nobody is absent"],
 )
 def test_a_part_whose_projection_proves_nothing_does_not_count(changes: dict[str, Any]) -> None:
     bad = shown(**changes)
     transcript, scrutiny = heard(bad, without=[SHOWN]), looked_at()
-    lengths = (changes.get("norm", 1.0), 1.0, 1.0, 1.0)  # what it says of its length is so
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, STEP.header.beacon, (RIGHT,) * 4, lengths))
+    true = Line(RIGHT.projections, changes.get("norm", 1.0))  # what it says of its length is so
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, STEP.header.beacon, (RIGHT,) * 4, (true, *(RIGHT,) * 3)))
     assert_does_not_count(transcript, scrutiny)
     header = msgspec.structs.replace(STEP.header, projections=(bad.digest, *STEP.header.projections[1:]))
     why = refused(lambda: judge(transcript, header, scrutiny), Code.BAD_OUTCOME)

@@ -247,11 +247,12 @@ def test_no_fixed_point_is_longer(rows: list[Vector], left_out: list[float], rad
     """Whatever liars send, claim or are left out, as long as honest lengths are not too different."""
     included = [length(row) for row in rows]
     norms = [*included, *left_out]
-    assume(sorted(included)[len(rows) // 2] <= LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
-    result = fixed_point(rows, radius)
+    there = sorted([*included, *(0.0 for _ in left_out)])
+    assume(there[len(there) // 2] <= LENGTH_SPREAD * sorted(norms)[len(norms) // 2])
+    result = fixed_point([*rows, *[tuple(0.0 for _ in rows[0])] * len(left_out)], radius)
     assume(result is not None)
     assert result is not None
-    assert length(result) <= longest(norms, len(rows), radius)
+    assert length(result) <= longest(norms, radius)
 
 
 @pytest.mark.parametrize(("near", "far"), [(1, 0), (4, 3), (9, 7)])
@@ -261,7 +262,7 @@ def test_the_worst_that_liars_can_do_comes_near(near: int, far: int) -> None:
     radius = 100.0
     result = fixed_point(rows, radius)
     assert result is not None
-    assert longest([1.0] * len(rows), len(rows), radius) == pytest.approx(LENGTH_SLACK * length(result), rel=1e-6)
+    assert longest([1.0] * len(rows), radius) == pytest.approx(LENGTH_SLACK * length(result), rel=1e-6)
     assert length(result) == pytest.approx(LENGTH_SPREAD + radius * far / near)
 
 
@@ -274,32 +275,35 @@ def test_the_worst_where_everything_is_clipped_comes_near_too() -> None:
     result = fixed_point(rows, radius)
     assert result is not None
     assert length(result) == pytest.approx(expected, rel=1e-4)
-    assert longest([1 / LENGTH_SPREAD] * 7, 7, radius) == pytest.approx(LENGTH_SLACK * expected)
+    assert longest([1 / LENGTH_SPREAD] * 7, radius) == pytest.approx(LENGTH_SLACK * expected)
 
 
-def test_leaving_out_the_short_ones_buys_a_liar_little() -> None:
-    bound = longest([1.0] * 5 + [1e6] * 4, 4, 1.0)
-    assert 0.0 < bound <= LENGTH_SLACK * max(LENGTH_SPREAD + 1.0, 2 * LENGTH_SPREAD)
-    assert longest([1e6] * 9, 4, 1.0) > 1e6  # where all are long, so may the result be
+@pytest.mark.parametrize(("honest", "liars"), [(9, 7), (8, 7), (5, 2)])
+def test_whoever_leaves_out_everybody_honest_moves_a_part_by_less_than_the_radius(honest: int, liars: int) -> None:
+    """What is left out counts as nothing, and there is more of it than of liars: each liar pulls with the radius at
+    most, and each row of zeros pulls back with the length of the result."""
+    radius = 0.5
+    result = fixed_point([*[(1e6, 1e6)] * liars, *[(0.0, 0.0)] * honest], radius)
+    assert result is not None
+    assert length(result) == pytest.approx(radius * liars / honest, rel=1e-6)
 
 
 def test_liars_that_claim_less_than_they_send_make_no_honest_aggregate_too_long() -> None:
     rows: list[Vector] = [*[(1.0,)] * 8, *[(1e6,)] * 7]
     result = fixed_point(rows, 1.0)
     assert result is not None
-    assert length(result) <= longest([1.0] * 8 + [0.0] * 7, 15, 1.0)
+    assert length(result) <= longest([1.0] * 8 + [0.0] * 7, 1.0)
 
 
 def test_nothing_gives_nothing() -> None:
-    assert longest([], 0, 1.0) == 0.0
-    assert longest([1.0], 0, 1.0) == 0.0
+    assert longest([], 1.0) == 0.0
 
 
 def test_a_claimed_length_of_a_liar_does_not_matter() -> None:
-    assert longest([1.0, 1.0, 1e30], 3, 1.0) == longest([1.0, 1.0, 2.0], 3, 1.0)
+    assert longest([1.0, 1.0, 1e30], 1.0) == longest([1.0, 1.0, 2.0], 1.0)
 
 
 def test_the_mean_has_no_bound() -> None:
     """A single input can pull it anywhere."""
-    assert longest([1.0, 1.0, 9.0], 3, math.inf) == math.inf
-    assert longest([0.0], 1, 1.0) == 0.0
+    assert longest([1.0, 1.0, 9.0], math.inf) == math.inf
+    assert longest([0.0], 1.0) == 0.0

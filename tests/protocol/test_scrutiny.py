@@ -76,9 +76,30 @@ def test_lines_belong_to_those_that_went_in_by_rising_index() -> None:
 
 
 def test_a_projection_belongs_to_one_aggregate_of_one_cut() -> None:
-    assert fits(aggregate(), GOOD)
+    assert fits(aggregate(), GOOD, COMMITS)
     for changes in ({"cut": name("x")}, {"part": 1}, {"digest": name("x")}, {"included": b"\7"}):
-        assert not fits(aggregate(**changes), GOOD)
+        assert not fits(aggregate(**changes), GOOD, COMMITS)
+
+
+def test_whoever_did_not_go_in_is_counted_as_nothing() -> None:
+    """One line about a row of zeros stands for all that are absent, and their number is no matter of opinion."""
+    few = bitmap_of([0, 3], 4)
+    about = {"included": few, "lines": (*GOOD.lines[:2], (0.25, 0.0, -0.5, 1.0)), "absent": 2}
+    said = msgspec.structs.replace(GOOD, **about)
+    assert fits(aggregate(included=few), said, COMMITS)
+    assert lines_of(said) == [*lines_of(GOOD)[:2], *[Line((0.25, 0.0, -0.5), 1.0)] * 2]
+    assert line_about(said, 3) == lines_of(GOOD)[1]
+    for absent in (0, 1, 3):
+        assert not fits(aggregate(included=few), msgspec.structs.replace(said, absent=absent), COMMITS)
+
+
+@pytest.mark.parametrize("line", [(0.25, 0.0, -0.5, 1.0), (0.0, 0.0, 0.0, 1.0 + 1e-6)])
+def test_everybody_that_holds_an_aggregate_knows_the_line_about_nothing(line: tuple[float, ...]) -> None:
+    """Else whoever leaves others out could say of nothing what makes its lines add up."""
+    few = {"included": bitmap_of([0, 3], 4), "absent": 2}
+    scrutiny, true = looked_at(), (0.0, 0.0, 0.0, 1.0)
+    assert not scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], true)), BEACON)
+    assert scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], line)), BEACON)
 
 
 # --- what has to be worked out -------------------------------------------------------------------------------
@@ -99,23 +120,23 @@ def test_every_aggregate_is_looked_at_once() -> None:
 def test_lines_of_an_own_aggregate_are_worked_out_from_what_was_committed_to() -> None:
     scrutiny, own = fresh(), aggregate(included=bitmap_of([0, 2], 4))
     rows = tuple((index, Digest(name("part", index, 0))) for index in (0, 2))
-    expected = ProjectPart(5, STEP.cut_name, 0, Digest(NAMES[0]), rows, BEACON)
+    expected = ProjectPart(5, STEP.cut_name, 0, Digest(NAMES[0]), rows, 2, BEACON)
     assert scrutiny.to_project(5, own, COMMITS, BEACON) == [expected]
 
 
 def test_only_answers_to_what_was_asked_are_taken() -> None:
     scrutiny = fresh()
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (1.0,) * 4))
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (RIGHT,) * 4))
     assert known_to(scrutiny) == [False] * 4
     scrutiny.to_check(0, NAMES[:2], BEACON)
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (1.0,) * 4))
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (RIGHT,) * 4, (RIGHT,) * 4))
     assert known_to(scrutiny) == [True, True, False, False]
 
 
 def test_who_contributed_nothing_knows_lengths_and_no_lines() -> None:
     scrutiny = fresh()
     scrutiny.to_check(0, NAMES, BEACON)
-    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (), (1.0,) * 4))
+    scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (), (RIGHT,) * 4))
     assert known_to(scrutiny)[0]
     assert not scrutiny.is_false(shown(lines=lines(0.5, 0.0, 0.0)), BEACON)
     assert scrutiny.is_false(shown(norm=1.1), BEACON)
@@ -124,8 +145,8 @@ def test_who_contributed_nothing_knows_lengths_and_no_lines() -> None:
 # --- what it publishes ---------------------------------------------------------------------------------------
 
 
-def projected(*about: Line) -> PartProjected:
-    return PartProjected(0, STEP.cut_name, 0, Digest(NAMES[0]), 1.0, about)
+def projected(*about: Line, absent: int = 0) -> PartProjected:
+    return PartProjected(0, STEP.cut_name, 0, Digest(NAMES[0]), 1.0, about, absent)
 
 
 def test_lines_that_add_up_are_published_with_their_lengths() -> None:
@@ -133,6 +154,14 @@ def test_lines_that_add_up_are_published_with_their_lengths() -> None:
     assert fresh().publishable(projected(*about), b"\5") == Projection(
         STEP.cut_name, 0, NAMES[0], b"\5", 1.0, ((0.5, 0.25, 0.0, 1.0), (-0.5, -0.25, 0.0, 2.0))
     )
+
+
+def test_lines_add_up_with_one_for_everybody_that_is_absent() -> None:
+    about = (Line((0.5, 0.0, 0.0), 1.0), Line((-0.25, 0.0, 0.0), 1.0))
+    assert fresh().publishable(projected(*about, absent=1), b"\1") is None
+    published = fresh().publishable(projected(*about, absent=2), b"\1")
+    assert published is not None
+    assert (published.absent, len(published.lines)) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +213,14 @@ def test_another_message_proves_nothing() -> None:
 
 
 def test_an_aggregate_may_be_as_long_as_what_the_majority_committed_to() -> None:
-    """Lengths are those of the commits, of all of them: one that is far out changes nothing, nor who is left out."""
+    """Lengths are those of the commits, of all of them: one that is far out changes nothing. Nor who is left out: that
+    counts as nothing, which is short."""
     lengths = {0: 0.5, 1: 0.5, 2: 0.5, 3: 100.0}
     commits = {index: msgspec.structs.replace(COMMITS[index], norms=(own,) * 4) for index, own in lengths.items()}
     scrutiny, bound = fresh(), LENGTH_SLACK * (LENGTH_SPREAD * 0.5 + 1 / 3)
     assert not scrutiny.is_unproven(shown(norm=0.99 * bound), aggregate(), commits)
     assert scrutiny.is_unproven(shown(norm=1.01 * bound), aggregate(), commits)
-    few, bound = {"included": bitmap_of([0, 3], 4), "lines": GOOD.lines[:2]}, LENGTH_SLACK * LENGTH_SPREAD * 0.5
+    few = {"included": bitmap_of([0, 3], 4), "lines": GOOD.lines[:3], "absent": 2}
     without = aggregate(included=bitmap_of([0, 3], 4))
     assert not scrutiny.is_unproven(shown(norm=0.99 * bound, **few), without, commits)
     assert scrutiny.is_unproven(shown(norm=1.01 * bound, **few), without, commits)

@@ -64,7 +64,7 @@ from crowdsurf.protocol.messages import (
     payload_digest,
 )
 from crowdsurf.protocol.outcome import StepFacts, build_header, opened_beacon
-from crowdsurf.protocol.projection import clipping_of
+from crowdsurf.protocol.projection import Line, clipping_of
 from crowdsurf.protocol.roster import Member, Roster
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
@@ -340,7 +340,7 @@ def content(step: int, aggregates: tuple[bytes, ...], opened: bytes) -> Scrutiny
         return None
     scrutiny = Scrutiny(clipping, 0)
     scrutiny.to_check(step, aggregates, Digest(opened))
-    scrutiny.on_checked(AggregatesChecked(step, aggregates, opened, (), (1.0,) * len(aggregates)))
+    scrutiny.on_checked(AggregatesChecked(step, aggregates, opened, (), (Line((0.0,) * 3, 1.0),) * len(aggregates)))
     return scrutiny
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import msgspec
+
 from crowdsurf.protocol import auditor, cases, scrutiny, tribunal
+from crowdsurf.protocol.accepted_cut import AcceptedCut
 from crowdsurf.protocol.auditor import Auditor
+from crowdsurf.protocol.effects import AggregatePart
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import Reason
 from crowdsurf.protocol.scrutiny import Scrutiny
-from crowdsurf.protocol.sim.adversaries import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
+from crowdsurf.protocol.sim.adversaries import (
+    ColludingAggregate,
+    LateAggregate,
+    WithholdPart,
+    WrongAggregate,
+    WrongProjection,
+)
 from crowdsurf.protocol.transcript import Transcript
 from tests.simulation import liars_about_aggregates as liars
 from tests.simulation.defect import Patch, defect, nothing
@@ -48,6 +59,35 @@ def aggregates_may_be_long(patch: Patch) -> None:
 def believes_the_length(patch: Patch) -> None:
     """What an aggregator says about the length of its aggregate is not compared with the bytes."""
     patch.setattr(scrutiny, "wrong_norm", lambda *_: False)
+
+
+@defect("header_follows", liar=liars.ForgetsOthers)
+def believes_that_nobody_is_absent(patch: Patch) -> None:
+    """How many did not go in is not compared with the cut."""
+    patch.setattr(scrutiny, "absent_from", lambda *_: 0)
+
+
+@defect("header_follows", liar=WithholdPart)
+def forgets_the_absent(patch: Patch) -> None:
+    """An aggregator does not count what is missing as nothing."""
+    honest = AcceptedCut.to_aggregate
+
+    def to_aggregate(self: AcceptedCut, gone: set[PeerId]) -> list[AggregatePart]:
+        return [dataclasses.replace(effect, absent=0) for effect in honest(self, gone)]
+
+    patch.setattr(AcceptedCut, "to_aggregate", to_aggregate)
+
+
+@defect("outspoken", liar=liars.LiesAboutNothing)
+def believes_lines_about_nothing(patch: Patch) -> None:
+    """The line about a row of zeros is not compared with the bytes."""
+    honest = Scrutiny.misdescribes
+
+    def misdescribes(self: Scrutiny, said: Any, beacon: bytes) -> bool:
+        present = msgspec.structs.replace(said.payload, absent=0)
+        return honest(self, said._replace(payload=present), beacon)
+
+    patch.setattr(Scrutiny, "misdescribes", misdescribes)
 
 
 @defect("outspoken", liar=WrongProjection)

@@ -15,10 +15,11 @@ from crowdsurf.protocol.cases import imbalance_of, objection_to, subject_of
 from crowdsurf.protocol.effects import Effect, SendEnvelope
 from crowdsurf.protocol.envelope import Opened, Slot, slot_of
 from crowdsurf.protocol.messages import Accusation, Commit, Kind, Payload, Projection, indexes_of
-from crowdsurf.protocol.projection import Clipping
+from crowdsurf.protocol.projection import Clipping, Line
+from crowdsurf.protocol.sim.adversaries import LeaveOut
 from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind
 from crowdsurf.protocol.sim.compute import Distortion
-from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate
+from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate, WrongAggregate
 from tests.simulation.liars import Liar, signed
 
 replace = msgspec.structs.replace
@@ -40,6 +41,39 @@ class ClaimsToBeNear(GoesFar):
     ) -> events.PartProjected | list[Effect]:
         said = super().excuse(host, effect, honest, clipping)
         return dataclasses.replace(said, norm=1.0) if isinstance(said, events.PartProjected) else said
+
+
+class ForgetsOthers(LeaveOut):
+    """Leaves out everybody but its own kind, and aggregates as if nobody else had been in the step."""
+
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
+        for one in super().send(host, effect):
+            yield dataclasses.replace(one, absent=0) if isinstance(one, effects.AggregatePart) else one
+
+    def projected(
+        self, host: Body, effect: effects.ProjectPart, honest: events.PartProjected
+    ) -> events.PartProjected | list[Effect]:
+        lines = honest.lines[: len(effect.inputs)]
+        return dataclasses.replace(honest, lines=lines, absent=0)
+
+
+class LiesAboutNothing(WrongAggregate):
+    """Leaves out all but one, moves what comes of it, and says of a row of zeros what makes its lines add up."""
+
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
+        if isinstance(effect, effects.AggregatePart):
+            absent = effect.absent + len(effect.inputs) - 1
+            return (dataclasses.replace(effect, inputs=effect.inputs[:1], absent=absent),)
+        return (effect,)
+
+    def excuse(
+        self, host: Body, effect: effects.ProjectPart, honest: events.PartProjected, clipping: Clipping
+    ) -> events.PartProjected | list[Effect]:
+        if not honest.absent:
+            return honest
+        shares = [value / honest.absent for value in honest.lines[0].projections]
+        about_nothing = Line(tuple(-share for share in shares), honest.lines[-1].norm)
+        return dataclasses.replace(honest, lines=(honest.lines[0], about_nothing))
 
 
 class ClaimsToBeLong(Liar):

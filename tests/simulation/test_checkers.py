@@ -182,7 +182,7 @@ def test_bytes_held(history: tuple[Simulation, Recorder]) -> None:
     true: list[effects.Effect] = [
         effects.PersistLock(header, 0),
         effects.ApplyUpdate(0, (A, b"", B)),
-        effects.AggregatePart(0, A, 0, ((0, A), (1, B))),
+        effects.AggregatePart(0, A, 0, ((0, A), (1, B)), 0),
     ]
     for effect in true:
         checker.on_effect(host, effect)
@@ -499,12 +499,16 @@ def test_inputs_of_an_aggregate_are_those_of_the_cut(history: tuple[Simulation, 
     commits = said.commits_in(cast(Any, said.cuts.get(cut)), before.members)
     right = tuple((index, Digest(commit.parts[0])) for index, commit in commits.items() if commit.parts)
     host = history[0].hosts[0]
-    checker.on_effect(host, effects.AggregatePart(1, Digest(cut), 0, right))
-    checker.on_effect(host, effects.AggregatePart(1, Digest(cut), 0, right[1:]))
+    checker.on_effect(host, effects.AggregatePart(1, Digest(cut), 0, right, 0))
+    checker.on_effect(host, effects.AggregatePart(1, Digest(cut), 0, right[1:], 1))
     assert checker.violations == []
-    for name, inputs in ((cut, right[::-1]), (cut, ((0, A), *right[1:])), (cut, ((7, A),)), (A, right)):
-        checker.on_effect(host, effects.AggregatePart(1, Digest(name), 0, inputs))
-    assert len(checker.violations) == 4
+    all_but_one, others = len(right) - 1, right[1:]
+    for name, inputs, absent in (
+        *((cut, right[::-1], 0), (cut, ((0, A), *others), 0), (cut, ((7, A),), all_but_one)),
+        *((A, right, 0), (cut, others, 0), (cut, others, 2)),
+    ):
+        checker.on_effect(host, effects.AggregatePart(1, Digest(name), 0, inputs, absent))
+    assert len(checker.violations) == 6
 
 
 def test_every_checker_is_on() -> None:

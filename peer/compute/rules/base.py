@@ -176,17 +176,20 @@ class ConfiguredRule:
 
 
 def aggregate_rows(
-    rule: ConfiguredRule, rows: Sequence[torch.Tensor], out: torch.Tensor, seed: bytes = NO_SEED
+    rule: ConfiguredRule, rows: Sequence[torch.Tensor], out: torch.Tensor, seed: bytes = NO_SEED, absent: int = 0
 ) -> Aggregation:
-    """Leave out rows with non-finite numbers, then apply `rule` to the rest in the order given.
+    """Apply `rule` to these rows, in the order given, without those that have non-finite numbers; and to a row of zeros
+    for each of those, and for each that is `absent`, behind them.
 
-    `rows` are 1-D float32 tensors of equal length on the CPU, `out` one more that overlaps none of them; `seed` is all
-    the chance a rule may use. Raises MisuseError for shapes that do not fit and NoUsableRows when no row is left.
+    What is missing counts as nothing, and not as if there had never been anything: else whoever decides what is missing
+    decides who is in the majority (SPEC R-5.10). `rows` are 1-D float32 tensors of equal length on the CPU, `out` one
+    more that overlaps none of them; `seed` is all the chance a rule may use. Raises MisuseError for shapes that do not
+    fit and NoUsableRows when no row is left.
     """
     for tensor in (*rows, out):
         if tensor.dtype != torch.float32 or tensor.shape != (out.numel(),) or out.numel() == 0:
             raise MisuseError("rows and output must be non-empty 1-D float32 vectors of equal length")
-    usable = RowSet(rows)
+    usable = RowSet([*rows, *_nothings(absent, out)])
     excluded: tuple[int, ...] = ()
     # A number that is not finite makes its row's product with itself not finite, so a good matrix saves a look.
     if not (rows and rule.rule.reads_gram and numpy.isfinite(usable.gram).all()):
@@ -194,10 +197,16 @@ def aggregate_rows(
         if not any(finite):
             raise NoUsableRows(f"none of {len(rows)} rows is finite")
         if not all(finite):
-            usable = RowSet([row for row, good in zip(rows, finite, strict=True) if good])
             excluded = tuple(index for index, good in enumerate(finite) if not good)
+            good_rows = [row for row, good in zip(rows, finite, strict=True) if good]
+            usable = RowSet([*good_rows, *_nothings(absent + len(excluded), out)])
     result = rule.combine(usable, out, seed)
     return Aggregation(excluded, result.iterations, result.residual)
+
+
+def _nothings(count: int, like: torch.Tensor) -> list[torch.Tensor]:
+    """So many rows of zeros, in the memory of one."""
+    return [torch.zeros_like(like)] * count if count else []
 
 
 def is_finite(vector: torch.Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import select
 import signal
@@ -114,8 +113,10 @@ async def check_aggregation(client: ComputeClient, pool: SegmentPool) -> None:
     offsets = [0, 400, 800, 1200]
     result = await client.aggregate("mean", {}, rows, offsets, 100, output, output_offset=400)
     assert result.excluded_rows == (2,)
-    assert torch.equal(floats(output)[100:200], torch.full((100,), 4.0 / 3.0))
+    assert torch.equal(floats(output)[100:200], torch.full((100,), 4.0 / 4.0))  # what is not finite counts as nothing
     assert result.digest == blob_digest(output.view[400:800])
+    await client.aggregate("mean", {}, rows, [400, 1200], 100, output, absent=2)
+    assert torch.equal(floats(output)[:100], torch.full((100,), 4.0 / 4.0))
     clipped = await client.aggregate("centered_clip", {"tau": 5.0}, rows, [0, 400], 100, output)
     assert (clipped.excluded_rows, clipped.digest) == ((), blob_digest(output.view[:400]))
     one, two = [await client.aggregate("bucketing+median", {}, rows, offsets, 100, output, 0, s) for s in (SEED, SEED)]
@@ -164,16 +165,17 @@ async def test_an_aggregator_a_contributor_and_whoever_judges_them_find_the_same
             place = (inbox, [0, size], stop - start, averaged, 4 * start)
             names.append((await client.aggregate("centered_clip", {"tau": radius}, *place)).digest)
             said.append(await client.project(*place, radius, projection_seed(beacon, part)))
-            assert projection_problem(said[part].lines, said[part].norm, Clipping(radius, 1e-6)) is None
-            assert said[part].norm == norm_of(floats(averaged)[start:stop])
+            length = said[part].nothing.norm
+            assert projection_problem(said[part].lines, length, Clipping(radius, 1e-6)) is None
+            assert not wrong_norm(length, norm_of(floats(averaged)[start:stop]))
 
         wanted = [names[0], b"", names[2]]
         checked = await client.check(7, wanted, ranges, radius, beacon, averaged, gradient)
-        assert checked.norms == (said[0].norm, 0.0, said[2].norm)
+        assert checked.nothings == (said[0].nothing, None, said[2].nothing)
         assert checked.lines == (said[0].lines[0], None, said[2].lines[0])
         # Somebody without work in that step; it can be judged later all the same.
         later = await client.check(8, [b"", names[1], b""], ranges, radius, beacon, averaged, None)
-        assert (later.lines, later.norms[1]) == ((), said[1].norm)
+        assert (later.lines, later.nothings) == ((), (None, said[1].nothing, None))
 
         floats(averaged).zero_()  # the daemon uses its memory again
         asked = (state, SEED, ranges, gradient, FINDER)
@@ -203,8 +205,7 @@ async def test_nothing_is_said_about_numbers_that_are_not_finite(make_manifest: 
         checked = await client.check(0, names, ranges, 1.0, beacon, averaged, gradient)
         assert checked.lines[0] is None
         assert checked.lines[1] == Line((0.0,) * PROJECTIONS, 0.0)
-        assert math.isnan(checked.norms[0])
-        assert wrong_norm(1.0, checked.norms[0])
+        assert checked.nothings[0] is None
         with pytest.raises(WorkFailed, match="not finite"):
             await client.project(gradient, [0], 10, averaged, 0, 1.0, beacon)
         with pytest.raises(MisuseError, match="range"):

@@ -134,14 +134,28 @@ def test_the_iteration_limit_is_a_result_and_not_an_error() -> None:
 @pytest.mark.parametrize("name", ["mean", "centered_clip"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("position", [0, 1000, 69_999])
-def test_rows_with_a_non_finite_number_are_left_out_and_reported(name: str, poison: float, position: int) -> None:
+def test_rows_with_a_non_finite_number_count_as_nothing_and_are_reported(
+    name: str, poison: float, position: int
+) -> None:
     rows = random_rows(5, 70_000, seed=6)
-    clean, _ = aggregate(name, [rows[0], rows[2], rows[4]])
+    nothing = torch.zeros(70_000)
+    clean, _ = aggregate(name, [rows[0], rows[2], rows[4], nothing, nothing])
     rows[1][position] = poison
     rows[3][position] = poison
     out, result = aggregate(name, rows)
     assert result.excluded_rows == (1, 3)
-    assert torch.equal(out, clean)
+    assert torch.equal(out, clean)  # a row of zeros stands for each
+
+
+@pytest.mark.parametrize("name", ["mean", "centered_clip", "median", "krum", "nnm+centered_clip"])
+def test_what_is_absent_counts_as_a_row_of_zeros(name: str) -> None:
+    """Nobody gets a majority by saying that others did not come: three rows far out against four that are missing."""
+    far = [row + 100.0 for row in random_rows(3, 1000, seed=7)]
+    expected, _ = aggregate(name, [*far, *[torch.zeros(1000)] * 4])
+    out = torch.empty(1000)
+    result = aggregate_rows(parse_rule(name, {}), far, out, absent=4)
+    assert result.excluded_rows == ()
+    assert torch.equal(out, expected)
 
 
 def test_when_every_row_is_excluded_the_error_says_so() -> None:

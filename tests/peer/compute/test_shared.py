@@ -20,7 +20,7 @@ from crowdsurf.protocol import assignment
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, OptimizerSection, RuleSection, TaskSection, WorkSection
-from crowdsurf.protocol.projection import clipping_of, projection_problem
+from crowdsurf.protocol.projection import as_often_as_they_count, clipping_of, projection_problem, wrong_norm
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Compute, Forgery
 from tests.peer.compute.plain_swarm import PlainSwarm
 
@@ -289,13 +289,34 @@ def test_an_honest_aggregate_is_balanced_and_a_distorted_one_is_not(
     found = compute.aggregate(tuple(enumerate(rows)), SALT, 1)
     assert found is not None
     seed = assignment.projection_seed(digest("test", b"beacon"), 1)
-    norm, lines = compute.project(rows, found[0], seed)
-    assert norm == norm_of(vector(compute, found[0]))
-    assert projection_problem(lines, norm, clipping) is None
-    assert compute.project(rows[2:3], found[0], seed) == (norm, lines[2:3])
+    nothing, lines = compute.project(rows, found[0], seed)
+    assert nothing is not None
+    assert not wrong_norm(nothing.norm, norm_of(vector(compute, found[0])))
+    assert projection_problem(lines, nothing.norm, clipping) is None
+    assert compute.project(rows[2:3], found[0], seed) == (nothing, lines[2:3])
     wrong = compute.distort(found[0], 0.1, SALT)
-    norm, lines = compute.project(rows, wrong, seed)
-    assert projection_problem(lines, norm, clipping) is not None
+    nothing, lines = compute.project(rows, wrong, seed)
+    assert nothing is not None
+    assert projection_problem(lines, nothing.norm, clipping) is not None
+
+
+@pytest.mark.parametrize("rule", [RuleSection(name="mean"), RuleSection(parameters={"tau": 0.05})])
+def test_lines_about_what_is_missing_balance_those_about_the_others(
+    make_manifest: MakeManifest, rule: RuleSection
+) -> None:
+    manifest = make_manifest(rule=rule, work=WorkSection(micro_batch_samples=4))
+    compute, clipping = SharedCompute(manifest), clipping_of(manifest)
+    assert clipping is not None
+    rows = tuple(compute.work(compute.initial_state(), seed_of(number), 2).parts[1] for number in range(2))
+    seed = assignment.projection_seed(digest("test", b"beacon"), 1)
+    for absent in (1, 3):
+        found = compute.aggregate(tuple(enumerate(rows)), SALT, 1, absent)
+        assert found is not None
+        nothing, lines = compute.project(rows, found[0], seed)
+        assert nothing is not None
+        whole = as_often_as_they_count((*lines, nothing), absent)
+        assert projection_problem(whole, nothing.norm, clipping) is None
+        assert projection_problem(lines, nothing.norm, clipping) is not None
 
 
 def test_there_are_no_lines_about_numbers_that_are_not_finite(manifest: Manifest) -> None:
@@ -304,11 +325,9 @@ def test_there_are_no_lines_about_numbers_that_are_not_finite(manifest: Manifest
     bad = compute.forge(forgery_of(compute, "nan")).parts
     assert all(math.isnan(norm) for norm in compute.forge(forgery_of(compute, "nan")).norms)
     broken = compute.work(compute.initial_state(), seed_of(0), 4).parts[0]
-    norm, lines = compute.project((bad[0],), broken, SALT)
-    assert math.isfinite(norm)
+    nothing, lines = compute.project((bad[0],), broken, SALT)
+    assert nothing is not None
     assert lines == ()
-    norm, lines = compute.project((broken,), bad[0], SALT)
-    assert math.isnan(norm)
-    assert lines == ()
+    assert compute.project((broken,), bad[0], SALT) == (None, ())
     with pytest.raises(MisuseError, match="forgotten"):
         compute.project((good,), digest("test", b"?"), SALT)
