@@ -74,8 +74,8 @@ class Study:
     byzantine: int = 7
     attack_from: int = 50
     steps: int = 160
-    """The 99th percentile of the time that one validator a step needs is 81 steps of attack. What the last liar has done
-    by then has another 29 to be learned over."""
+    """One validator a step needs 81 steps at the 99th percentile. What the last liar has done by then has another 29 to
+    be learned over."""
     protocol_from: int = 10
     protocol_steps: int = 100
 
