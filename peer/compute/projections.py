@@ -20,6 +20,9 @@ from crowdsurf.protocol.assignment import projection_seed
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.projection import BLOCK_ELEMENTS, PROJECTIONS, SPREAD, Line
 
+NOTHING: torch.Tensor | None = None
+"""A row of zeros, for `project`."""
+
 
 def directions(seed: bytes, start: int, stop: int, count: int = PROJECTIONS) -> numpy.typing.NDArray[numpy.int16]:
     """Elements start to stop of `count` directions: odd integers from -255 to 255, int16 (count, stop - start).
@@ -42,16 +45,16 @@ def draw(seed: bytes, start: int, out: numpy.typing.NDArray[Any]) -> None:
 
 
 def project(
-    rows: Sequence[torch.Tensor], aggregate: torch.Tensor, radius: float, seed: bytes, count: int = PROJECTIONS
+    rows: Sequence[torch.Tensor | None], aggregate: torch.Tensor, radius: float, seed: bytes, count: int = PROJECTIONS
 ) -> list[Line | None]:
     """One line per row: projections of clip(row - aggregate) to length `radius`, and the norm before clipping. None if
     the row or the aggregate is not finite.
 
-    `rows` and `aggregate` are 1-D float32 of one length on the CPU; `radius` may be infinite. An aggregator passes all
-    included rows, a contributor its own. Memory besides: `count` + 2 float64 blocks, whatever the number of rows.
-    Raises MisuseError for shapes that do not fit.
+    `rows` and `aggregate` are 1-D float32 of one length on the CPU; None is a row of zeros. `radius` may be infinite.
+    An aggregator passes all included rows, a contributor its own. Memory besides: `count` + 2 float64 blocks, whatever
+    the number of rows. Raises MisuseError for shapes that do not fit.
     """
-    for tensor in (*rows, aggregate):
+    for tensor in (*(row for row in rows if row is not None), aggregate):
         if tensor.dtype != torch.float32 or tensor.shape != (aggregate.numel(),):
             raise MisuseError("rows and aggregate must be 1-D float32 vectors of equal length")
     if not radius > 0.0:
@@ -66,7 +69,10 @@ def project(
         draw(seed, start, block[:count].numpy())
         centre.copy_(aggregate[start:stop])
         for total, row in zip(totals, rows, strict=True):
-            difference.copy_(row[start:stop]).sub_(centre)
+            if row is None:
+                torch.neg(centre, out=difference)
+            else:
+                difference.copy_(row[start:stop]).sub_(centre)
             total += torch.mv(factors, difference)  # the difference is a factor of itself too, for its square
     lines: list[Line | None] = []
     for *values, square in totals.tolist():
@@ -94,9 +100,8 @@ def lines_about(
     """
     nothings: list[Line | None] = []
     lines: list[Line | None] = []
-    zeros = torch.zeros(max((stop - start for start, stop in ranges), default=0))
     for part, (aggregate, (start, stop)) in enumerate(zip(aggregates, ranges, strict=True)):
-        rows = [zeros[: stop - start], *([] if gradient is None else [gradient[start:stop]])]
+        rows = [NOTHING] if gradient is None else [NOTHING, gradient[start:stop]]
         nothing, *own = (
             [None] * len(rows) if aggregate is None else project(rows, aggregate, radius, projection_seed(beacon, part))
         )

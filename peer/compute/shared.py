@@ -22,7 +22,7 @@ from crowdsurf.peer.compute.comparing import compare_parts, sketch_of
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import NoUsableRows
 from crowdsurf.peer.compute.forging import distort
-from crowdsurf.peer.compute.projections import project
+from crowdsurf.peer.compute.projections import NOTHING, project
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
 from crowdsurf.peer.compute.seeds import seeded_generator
@@ -188,7 +188,7 @@ class SharedCompute:
         """See `Compute.project`. Where aggregates are not checked, nothing counts as clipped. Raises MisuseError for a
         forgotten vector."""
         whole, vectors = self.vector(aggregate), [self.vector(name) for name in rows]
-        nothing, *found = project([torch.zeros_like(whole), *vectors], whole, self._radius, seed)
+        nothing, *found = project([NOTHING, *vectors], whole, self._radius, seed)
         lines = [line for line in found if line is not None]
         return nothing, tuple(lines) if len(lines) == len(rows) else ()
 

@@ -23,7 +23,7 @@ from crowdsurf.peer.compute import frames
 from crowdsurf.peer.compute.comparing import Recomputed, compare_parts, sketch_of
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import WorkerDied, WorkFailed, name_of
-from crowdsurf.peer.compute.projections import lines_about, project
+from crowdsurf.peer.compute.projections import NOTHING, lines_about, project
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import aggregate_rows, norm_of
 from crowdsurf.protocol.errors import CrowdsurfError, MisuseError
@@ -293,7 +293,7 @@ class Worker:
     ) -> dict[str, Any]:
         vectors = self._memory.vectors(segment, rows, elements)
         aggregate = self._memory.vector(output, output_offset, elements)
-        nothing, *lines = project([torch.zeros(elements), *vectors], aggregate, radius, seed)
+        nothing, *lines = project([NOTHING, *vectors], aggregate, radius, seed)
         if nothing is None or None in lines:
             raise WorkFailed("there are no projections of numbers that are not finite")
         return {"nothing": pack_line(nothing), "lines": [pack_line(line) for line in lines]}

@@ -115,6 +115,10 @@ def test_lines_are_what_the_definition_says(length: int, radius: float) -> None:
     for line, expected in zip(lines, defined(rows, aggregate, radius, seed_of(3)), strict=True):
         assert line_problem(line, expected, radius, length) is None
     assert lines[-1] == Line((0.0,) * PROJECTIONS, 0.0)
+    zeros = torch.zeros(length)
+    assert project([projections.NOTHING], aggregate, radius, seed_of(3)) == project(
+        [zeros], aggregate, radius, seed_of(3)
+    )
     # A contributor has only its own row.
     assert line_problem(lines[2], project([rows[2]], aggregate, radius, seed_of(3))[0], radius, length) is None
 
