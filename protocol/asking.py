@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from crowdsurf.protocol.assignment import part_bytes
 from crowdsurf.protocol.effects import Effect, ExpectAggregate, FetchBlob, SendWant
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.outcome import Missing, StepFacts
+from crowdsurf.protocol.outcome import Missing, StepFacts, enough_reveals
 
 
 class Asking:
@@ -38,9 +38,11 @@ class Asking:
             peer = others[self._turn % len(others)]
         return [SendWant(peer, fresh)]
 
-    def all_for_message(self, peers: Iterable[PeerId], digest: Digest, now: float) -> list[Effect]:
-        """Ask several peers for a signed message: its author, who has signed another one too, would send that."""
-        return [SendWant(peer, (digest,)) for peer in peers] if self._may_ask(digest, now) else []
+    def several_for_message(self, peers: list[PeerId], digest: Digest, now: float) -> list[Effect]:
+        """Ask so many peers for a signed message that somebody honest is among them: its author, who has signed another
+        one too, would send that."""
+        asked = peers[: enough_reveals(self._facts)] if self._may_ask(digest, now) else []
+        return [SendWant(peer, (digest,)) for peer in asked]
 
     def for_missing(self, missing: Missing, proposer: PeerId, now: float) -> list[Effect]:
         """Ask for what a header needs, of whoever proposed it first."""

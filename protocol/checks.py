@@ -131,7 +131,8 @@ def check_reveal(facts: StepFacts, transcript: Transcript, sender: PeerId, revea
 
 
 def check_projection(facts: StepFacts, transcript: Transcript, opened: Opened, projection: Projection) -> None:
-    """R-5.3: about a part that is the sender's to aggregate, with a line for everybody that went in. Raises Refusal.
+    """R-5.3: about a part that is the sender's to aggregate, with a line for everybody that went in, and one for the
+    absent. Raises Refusal.
 
     Whether the lines add up is not asked here: lines that do not are proof, and have to be kept."""
     if facts.clipping is None:

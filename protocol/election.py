@@ -176,18 +176,17 @@ class Election:
         """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""
         silent = tuple(self._holdings.facts.peers[index] for index in withheld(header))
         if silent:
-            self.gives_last_chance(silent, now)
+            self.give_last_chance(silent, now)
         return not silent or self._grace.is_over(now)
 
-    def gives_last_chance(self, silent: tuple[PeerId, ...], now: float) -> bool:
-        """Show those that have not opened their nonce what others have opened; whether it was done just now."""
+    def give_last_chance(self, silent: tuple[PeerId, ...], now: float) -> None:
+        """Show those that have not opened their nonce, once, what others have opened, if that makes them open it."""
         if self._grace.has_begun or not self._holdings.enough_reveals():
-            return False
+            return
         self._grace.begin(now)
         others = tuple(peer for peer in silent if peer != self._holdings.me)
         for opened in self._transcript.of_kind(Kind.REVEAL):
             self._tell(SendEnvelope(others, opened.envelope))
-        return True
 
     def _ask(self, peer: PeerId, name: Digest, now: float) -> None:
         for effect in self._asking.for_messages(peer, [name], now):

@@ -240,8 +240,8 @@ class StepMachine:
         """Keep the second message of somebody that signed a slot twice, if it could have been the first."""
         with contextlib.suppress(Refusal):
             checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
-            self.transcript.add_conflicting(opened)
-        self.advance(now)
+            if self.transcript.add_conflicting(opened):
+                self.advance(now)
 
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
@@ -296,14 +296,16 @@ class StepMachine:
     def _reveals_trigger(self, accepted: AcceptedCut, late: bool, now: float) -> Trigger | None:
         """Whoever is silent when the wait is over has its last chance before a header is made without it: to make
         another one costs a view (SPEC R-4.19)."""
-        silent = tuple(accepted.reveals_lacking(self.gone)) if late else ()
-        if silent and not self.holdings.enough_reveals() and now < accepted.schedule.projections:
-            self._deadline = accepted.schedule.projections
-            return None
-        if silent and self._election.gives_last_chance(silent, now):
-            self._deadline = self._grace.ends_at(now)
-            return None
-        return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None
+        is_lacking = next(accepted.reveals_lacking(self.gone), None) is not None
+        if late and is_lacking:
+            if not self.holdings.enough_reveals() and now < accepted.schedule.projections:
+                self._deadline = accepted.schedule.projections
+                return None
+            self._election.give_last_chance(tuple(accepted.reveals_lacking(set())), now)
+            if now < self._grace.ends_at(now):
+                self._deadline = self._grace.ends_at(now)
+                return None
+        return Trigger.REVEALS_IN if late or not is_lacking else None
 
     def parts_lacking(self) -> Iterator[Input]:
         """Inputs this member waits for."""
@@ -381,7 +383,7 @@ class StepMachine:
         if not self.holdings.enough_reveals():
             return
         if self.phase is Phase.REVEAL:
-            self._deadline = min(self._deadline, self._grace.last_call(now))
+            self._deadline = min(self._deadline, max(self._grace.last_call(now), self._grace.ends_at(now)))
         if self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
             return
         is_time = self._scrutiny is None or self._grace.may_answer(now)
@@ -390,7 +392,7 @@ class StepMachine:
             self._reveal(cut)
         elif cut is None:  # its proposer has shown it to others only, or another one to us
             for name, peers in self.transcript.unheard_cuts():
-                self.effects += self._asking.all_for_message(peers, name, now)
+                self.effects += self._asking.several_for_message(peers, name, now)
 
     def _reveal(self, cut: Digest) -> None:
         self._say(Kind.REVEAL, 0, b"", self.holdings.reveal(cut, self._voice.nonce()))

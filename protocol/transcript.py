@@ -107,9 +107,13 @@ class Transcript:
         return next((Digest(cut) for cut in self._reveals_said if self.cut(cut) is not None), None)
 
     def unheard_cuts(self) -> list[tuple[Digest, list[PeerId]]]:
-        """Cuts that reveals name and that were not heard of, each with those whose reveals name it."""
-        said = self._reveals_said.items()
-        return [(Digest(cut), [one.sender for one in reveals]) for cut, reveals in said if self.cut(cut) is None]
+        """Cuts that reveals name and that were not heard of, each with those whose reveals name it. Of a liar that
+        signed several only the first one counts, so there are no more than members."""
+        named: dict[Digest, list[PeerId]] = {}
+        for opened in self.of_kind(Kind.REVEAL):
+            if isinstance(opened.payload, Reveal) and self.cut(opened.payload.cut) is None:
+                named.setdefault(Digest(opened.payload.cut), []).append(opened.sender)
+        return list(named.items())
 
     def reveals_of(self, cut: bytes) -> list[Opened]:
         """The reveals that name a cut."""
@@ -188,25 +192,29 @@ class Transcript:
         opened = self.commits.get(peer)
         return opened.payload if opened is not None and isinstance(opened.payload, Commit) else None
 
-    def add_conflicting(self, opened: Opened) -> None:
+    def add_conflicting(self, opened: Opened) -> bool:
         """Keep a commit, cut, aggregate, reveal or projection whose sender also sent another one: a cut, a nonce or a
         header may need either, and whoever accepted that must be able to show it. The proof against the sender is the
-        caller's. Counts against the sender's share."""
+        caller's. Counts against the sender's share. Whether it was new."""
         sender, payload = opened.sender, opened.payload
         said = self._per_member.get(sender, 0)
         if sender in self._by_digest.get(opened.digest, {}) or said >= _MESSAGES_PER_MEMBER_MAX:
-            return
+            return False
         if isinstance(payload, Commit | Cut | Projection):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
-                return
+                return False
             self._add_reveal(opened, payload)
         elif isinstance(payload, Aggregate):
-            self._aggregates_said.setdefault((payload.cut, payload.part, sender, payload.digest), opened)
+            key = (payload.cut, payload.part, sender, payload.digest)
+            if key in self._aggregates_said:
+                return False
+            self._aggregates_said[key] = opened
         else:
-            return
+            return False
         self._per_member[sender] = said + 1
+        return True
 
     def _add_reveal(self, opened: Opened, reveal: Reveal) -> None:
         self._reveals_said.setdefault(reveal.cut, []).append(opened)

@@ -94,7 +94,7 @@ class RecomputeResult:
 
 @dataclass(frozen=True, slots=True)
 class AggregateResult:
-    """A finished aggregation: blob digest of the output, indexes of rows left out, how the rule ended."""
+    """A finished aggregation: blob digest of the output, indexes of rows that were not finite, how the rule ended."""
 
     digest: Digest
     excluded_rows: tuple[int, ...]

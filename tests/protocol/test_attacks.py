@@ -222,6 +222,17 @@ def test_who_was_shown_another_cut_than_the_others_asks_for_theirs_and_opens_its
     assert member.opened() == [digest_of(member.cut)]
 
 
+def test_however_many_cuts_a_liar_names_it_is_asked_for_one() -> None:
+    member = Waiting(accepts=False, hears_other=False)
+    member.hear_nonces(name("no such cut"))
+    liar = member.order[0]
+    for number in range(50):
+        said = Reveal(name("no such cut", number), name("nonce", liar))
+        member.machine.keep_conflicting(member.step.say(liar, Kind.REVEAL, said), 1.0 + number)
+    wanted = [effect for effect in member.machine.effects if isinstance(effect, effects.SendWant)]
+    assert {digest for effect in wanted for digest in effect.digests} == {name("no such cut")}
+
+
 def test_what_two_sign_with_the_same_bytes_both_have_named() -> None:
     """Whoever has heard fewer witnesses than others could never believe what they have voted for."""
     heard, named = Transcript(), name("aggregate", 0)

@@ -1,7 +1,7 @@
 """What an aggregation rule is, and the door every set of rows goes through before any rule sees it.
 
 The idea: rows come from strangers. One NaN or infinity poisons every robust rule, so rows are checked here,
-once for all rules, and those with a non-finite number are left out and reported by index.
+once for all rules; a row of zeros stands for each that has a non-finite number, which is reported by index.
 
 A rule is a class with a name, a bound on how many Byzantine rows it can bear, and one of three bodies:
 `WeightRule.weights` for rules that weigh rows by their distances, `CoordinateRule.reduce` for rules that look at each
@@ -48,7 +48,7 @@ DIRECT = RuleResult(iterations=0, residual=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """A rule's result and the indexes of the rows that were left out for non-finite numbers."""
+    """A rule's result and the indexes of the rows that count as zeros for non-finite numbers."""
 
     excluded_rows: tuple[int, ...]
     iterations: int
