@@ -102,7 +102,7 @@ def test_the_whole_study_can_be_planned() -> None:
         plan, manifest = make_plan(cell.options(), cell.overrides())
         assert (plan.byzantine, plan.attack_from) == ((0, 0) if cell.attack == NONE else (7, cell.attack_from))
         assert manifest.audit.rate == rate_of(cell.validators, 16)
-        assert manifest.optimizer.decay_steps == (137 if cell.learns else 0) or not cell.learns
+        assert manifest.optimizer.decay_steps == (cell.steps - 3 if cell.learns else 0) or not cell.learns
         assert cell.attack != "ipm:0.1" or plan.strength == 0.1
 
 
