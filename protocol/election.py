@@ -175,18 +175,12 @@ class Election:
     def _may_void(self, header: Header, now: float) -> bool:
         """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""
         silent = tuple(self._holdings.facts.peers[index] for index in withheld(header))
-        if silent:
-            self.give_last_chance(silent, now)
+        if silent and not self._grace.has_begun and self._holdings.enough_reveals():
+            self._grace.begin(now)
+            for opened in self._transcript.of_kind(Kind.REVEAL):
+                others = tuple(peer for peer in silent if peer != self._holdings.me)
+                self._tell(SendEnvelope(others, opened.envelope))
         return not silent or self._grace.is_over(now)
-
-    def give_last_chance(self, silent: tuple[PeerId, ...], now: float) -> None:
-        """Show those that have not opened their nonce, once, what others have opened, if that makes them open it."""
-        if self._grace.has_begun or not self._holdings.enough_reveals():
-            return
-        self._grace.begin(now)
-        others = tuple(peer for peer in silent if peer != self._holdings.me)
-        for opened in self._transcript.of_kind(Kind.REVEAL):
-            self._tell(SendEnvelope(others, opened.envelope))
 
     def _ask(self, peer: PeerId, name: Digest, now: float) -> None:
         for effect in self._asking.for_messages(peer, [name], now):

@@ -37,10 +37,6 @@ class Grace:
         """They are shown it now: one delivery to hear it, one to answer."""
         self._until = now + 2 * self._bounds.delivery_seconds
 
-    def ends_at(self, now: float) -> float:
-        """Until when they have time to answer."""
-        return now if self._until is None else self._until
-
     def on_cut(self, now: float) -> None:
         """A cut is accepted: from now on the longest wait is known better."""
         self._longest = min(self._longest, now + self._after_cut)

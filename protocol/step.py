@@ -272,7 +272,7 @@ class StepMachine:
             return Trigger.PARTS_IN if late or next(self.parts_lacking(), None) is None else None
         if self.phase is Phase.AGGREGATE:
             return Trigger.AGGREGATES_IN if late or next(self.aggregates_lacking(), None) is None else None
-        return self._reveals_trigger(accepted, late, now)
+        return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
@@ -292,20 +292,6 @@ class StepMachine:
             self._deadline = now + self._view_seconds()
             return None
         return Trigger.VIEW_CHANGED if late else None
-
-    def _reveals_trigger(self, accepted: AcceptedCut, late: bool, now: float) -> Trigger | None:
-        """Whoever is silent when the wait is over has its last chance before a header is made without it: to make
-        another one costs a view (SPEC R-4.19)."""
-        is_lacking = next(accepted.reveals_lacking(self.gone), None) is not None
-        if late and is_lacking:
-            if not self.holdings.enough_reveals() and now < accepted.schedule.projections:
-                self._deadline = accepted.schedule.projections
-                return None
-            self._election.give_last_chance(tuple(accepted.reveals_lacking(set())), now)
-            if now < self._grace.ends_at(now):
-                self._deadline = self._grace.ends_at(now)
-                return None
-        return Trigger.REVEALS_IN if late or not is_lacking else None
 
     def parts_lacking(self) -> Iterator[Input]:
         """Inputs this member waits for."""
@@ -348,7 +334,7 @@ class StepMachine:
         elif target is Phase.REVEAL and self.accepted is not None:
             self._enter_reveal(self.accepted)
         elif target is Phase.PROJECT and self.accepted is not None:
-            self._deadline = max(self.accepted.schedule.projections, self.accepted.settles_at or 0.0)
+            self._deadline = self.accepted.schedule.projections
 
     def _enter_exchange(self, now: float) -> None:
         found = self._acceptable_cut()
@@ -383,7 +369,7 @@ class StepMachine:
         if not self.holdings.enough_reveals():
             return
         if self.phase is Phase.REVEAL:
-            self._deadline = min(self._deadline, max(self._grace.last_call(now), self._grace.ends_at(now)))
+            self._deadline = min(self._deadline, self._grace.last_call(now))
         if self.transcript.commit_of(self.me) is None or self._voice.has_said(Kind.REVEAL, 0):
             return
         is_time = self._scrutiny is None or self._grace.may_answer(now)
