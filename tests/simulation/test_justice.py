@@ -126,7 +126,7 @@ async def test_bans_come_as_fast_as_theory_says() -> None:
         ends.append(answer["caught"])
 
     await run_jobs(
-        "tests.simulation.ban_times", ({"seed": seed} for seed in range(80 if EXHAUSTIVE else 24)), 2, 120.0, done
+        "tests.simulation.ban_times", ({"seed": seed} for seed in range(80 if EXHAUSTIVE else 48)), 2, 120.0, done
     )
     lags = Counter(banned - step - 1 for swarm in ends for step, banned in swarm)
     assert lags[0] > 0.98 * lags.total(), "a ban is in the header of the very next step, or the law is another"
