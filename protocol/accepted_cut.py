@@ -161,11 +161,14 @@ class AcceptedCut:
         self._timing.aggregates.waited_in_vain(lacking, len(self.contributors))
         self._gave_up = True
 
-    def on_blob(self, digest: bytes) -> None:
-        """Bytes came in: whoever they were awaited from is worth waiting for again, if they are not too late."""
+    def on_blob(self, digest: bytes, now: float) -> None:
+        """Bytes came in: whoever they were awaited from is worth waiting for again, if they are not too late. Only
+        parts tell how long a transfer takes: an aggregate comes after its aggregator has waited, and to learn from that
+        how long to wait would let waits grow with every step (SPEC R-4.30)."""
         for item in self.inputs:
             if item.digest == digest and item.part not in self.aggregating:
                 self._timing.parts.came(item.peer)
+                self._timing.transfer.observe(now - self.schedule.accepted)
         for part, aggregator in enumerate(self.duties):
             if not self._gave_up and self._transcript.aggregate_with(self.name, part, aggregator, digest) is not None:
                 self._timing.aggregates.came(aggregator)

@@ -202,8 +202,7 @@ class StepMachine:
         """Bytes this step may be waiting for are here."""
         self._blobs.add(digest)
         if self.accepted is not None:
-            self._timing.transfer.observe(now - self.accepted.schedule.accepted)
-            self.accepted.on_blob(digest)
+            self.accepted.on_blob(digest, now)
         self.advance(now)
 
     def on_part_aggregated(self, event: PartAggregated, now: float) -> None:

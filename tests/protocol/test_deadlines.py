@@ -5,11 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crowdsurf.protocol import limits
+from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.accepted_cut import lay_out
-from crowdsurf.protocol.deadlines import Estimator, Patience, median
+from crowdsurf.protocol.deadlines import Estimator, Patience, median, timing_of
 from crowdsurf.protocol.ids import PeerId
-from tests.protocol.swarm import FakeSigner
+from crowdsurf.protocol.messages import Kind
+from crowdsurf.protocol.step import StepMachine
+from tests.protocol.builders import CompleteStep
+from tests.protocol.swarm import ELEMENTS, FakeSigner, name
 
 
 def estimator(*arrivals: float) -> Estimator:
@@ -131,3 +134,24 @@ def test_not_everybody_that_was_ever_a_member_is_remembered() -> None:
         patience.waited_in_vain({stranger}, 5)
     patience.next_step({FIRST, SECOND})
     assert patience.spent() == set(strangers[5:])
+
+
+def test_aggregates_that_come_late_lengthen_no_later_wait() -> None:
+    """Their aggregators may have waited for a part that somebody keeps back, as long as a part may take; were that
+    learned from, they would wait longer in the next step."""
+    step, timing = CompleteStep(4), timing_of(CompleteStep(4).manifest)
+    order = assignment.proposers(step.head.beacon, step.head.roster, 0)
+    machine = StepMachine(step.facts, step.signers[order[3]], step.run_id, ELEMENTS, timing, now=0.0)
+    machine.start([], [], None, 0.0)
+    for opened in step.transcript.of_kind(Kind.COMMIT):
+        machine.on_message(opened, 0.0)
+    machine.on_message(step.say(order[0], Kind.PROPOSAL, step.cut), 0.0)
+    assert machine.accepted is not None
+    for item in machine.accepted.inputs:
+        machine.on_blob(item.digest, 1.0)
+    usual = timing.transfer.bound_seconds()
+    assert usual == 2.0
+    for part in range(4):
+        for _ in range(20):
+            machine.on_blob(name("aggregate", part), 10.0)
+    assert timing.transfer.bound_seconds() == usual

@@ -140,7 +140,7 @@ def lets_the_banned_back(patch: Patch) -> None:
     patch.setattr(roster.Roster, "kept_out", lambda self, step: {r.peer for r in self.resting if r.until > step})
 
 
-@defect("no_honest_rest", (11, 12, 14), liar=liars.WithholdsFromOne, steps=10)
+@defect("no_honest_rest", (28, 96, 131), faults=Faults(latency_seconds_max=0.2), liar=liars.WithholdsFromOne, steps=10)
 def opens_its_nonce_alone(patch: Patch) -> None:
     """Who still waits for parts does not open its nonce when others do."""
     patch.setattr(StepMachine, "_reveal_with_others", nothing)
