@@ -25,7 +25,7 @@ from crowdsurf.protocol.assignment import ELEMENT_BYTES, aggregation_seed, part_
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, finding_digest
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.projection import clipping_of
+from crowdsurf.protocol.projection import clipping_of, lines_to_publish
 from crowdsurf.protocol.tolerance import COMPARED_STEPS, relative_bound
 
 if TYPE_CHECKING:
@@ -253,8 +253,8 @@ class Duties:
             await self.recover(generation, str(error))
             return
         name, cut = effect.aggregate, effect.cut
-        norm, lines = found.nothing.norm, (*found.lines, found.nothing) if effect.absent else found.lines
-        done = events.PartProjected(effect.step, cut, effect.part, name, norm, lines, effect.absent)
+        lines = lines_to_publish(found.lines, found.nothing, effect.absent)
+        done = events.PartProjected(effect.step, cut, effect.part, name, found.nothing.norm, lines, effect.absent)
         said = done if self.liar is None else self.liar.projected(effect, done)
         if said is not None:
             await self._post(said)

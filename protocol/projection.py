@@ -82,8 +82,13 @@ class Line:
     norm: float
 
 
+def lines_to_publish(about_rows: Sequence[Line], about_nothing: Line, absent: int) -> tuple[Line, ...]:
+    """The lines of a message: about every row, and the last one about a row of zeros if somebody is absent."""
+    return (*about_rows, about_nothing) if absent else tuple(about_rows)
+
+
 def as_often_as_they_count(lines: Sequence[Line], absent: int) -> list[Line]:
-    """The lines of a message: the last one, about a row of zeros, stands for everybody that is absent."""
+    """What `lines_to_publish` stands for: the last line for everybody that is absent."""
     return [*lines, *list(lines[-1:]) * (absent - 1)]
 
 

@@ -151,8 +151,10 @@ class Scrutiny:
         """Whether the length it claims for its aggregate, or its line about a row of zeros, is wrong, as everybody sees
         that holds the aggregate."""
         projection = said.payload
-        known = self._known_of(projection, beacon) if isinstance(projection, Projection) else None
-        if known is None or not isinstance(projection, Projection):
+        if not isinstance(projection, Projection):
+            return False
+        known = self._known_of(projection, beacon)
+        if known is None:
             return False
         if known.nothing is None or wrong_norm(projection.norm, known.nothing.norm):
             return True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crowdsurf.protocol import assignment, effects, events
 from crowdsurf.protocol.ids import Digest
-from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.projection import Line, lines_to_publish
 from crowdsurf.protocol.sim.gathering import Gathering
 from crowdsurf.protocol.tolerance import relative_bound
 
@@ -178,9 +178,9 @@ class Worker:
         nothing, lines = host.world.compute.project(rows, effect.aggregate, seed)
         if nothing is None or not lines:
             return  # a liar's numbers: nothing can be said about them
-        norm, lines = nothing.norm, (*lines, nothing) if effect.absent else lines
+        lines = lines_to_publish(lines, nothing, effect.absent)
         cut, part, name = effect.cut, effect.part, effect.aggregate
-        event = events.PartProjected(effect.step, cut, part, name, norm, lines, effect.absent)
+        event = events.PartProjected(effect.step, cut, part, name, nothing.norm, lines, effect.absent)
         said = host.adversary.projected(host, effect, event) if host.adversary is not None else event
         if isinstance(said, events.PartProjected):
             host.give(said)

@@ -20,7 +20,14 @@ from crowdsurf.protocol import assignment
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, blob_digest, digest, peer_id_from_public_key
 from crowdsurf.protocol.manifest import Manifest, OptimizerSection, RuleSection, TaskSection, WorkSection
-from crowdsurf.protocol.projection import as_often_as_they_count, clipping_of, projection_problem, wrong_norm
+from crowdsurf.protocol.projection import (
+    Clipping,
+    as_often_as_they_count,
+    clipping_of,
+    lines_to_publish,
+    projection_problem,
+    wrong_norm,
+)
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Compute, Forgery
 from tests.peer.compute.plain_swarm import PlainSwarm
 
@@ -276,13 +283,17 @@ def test_training_that_diverged_is_said_so(make_manifest: MakeManifest) -> None:
         swarm.run(10)
 
 
-@pytest.mark.parametrize("rule", [RuleSection(name="mean"), RuleSection(parameters={"tau": 0.05})])
-def test_an_honest_aggregate_is_balanced_and_a_distorted_one_is_not(
-    make_manifest: MakeManifest, rule: RuleSection
-) -> None:
-    manifest = make_manifest(rule=rule, work=WorkSection(micro_batch_samples=4))
-    compute, clipping = SharedCompute(manifest), clipping_of(manifest)
+@pytest.fixture(params=[RuleSection(name="mean"), RuleSection(parameters={"tau": 0.05})], ids=["mean", "clipped"])
+def clipped(make_manifest: MakeManifest, request: pytest.FixtureRequest) -> tuple[SharedCompute, Clipping]:
+    """Rules that projections can check."""
+    manifest = make_manifest(rule=request.param, work=WorkSection(micro_batch_samples=4))
+    clipping = clipping_of(manifest)
     assert clipping is not None
+    return SharedCompute(manifest), clipping
+
+
+def test_an_honest_aggregate_is_balanced_and_a_distorted_one_is_not(clipped: tuple[SharedCompute, Clipping]) -> None:
+    compute, clipping = clipped
     works = [compute.work(compute.initial_state(), seed_of(number), 2) for number in range(4)]
     assert works[0].norms == tuple(norm_of(vector(compute, name)) for name in works[0].parts)
     rows = tuple(work.parts[1] for work in works)
@@ -300,13 +311,8 @@ def test_an_honest_aggregate_is_balanced_and_a_distorted_one_is_not(
     assert projection_problem(lines, nothing.norm, clipping) is not None
 
 
-@pytest.mark.parametrize("rule", [RuleSection(name="mean"), RuleSection(parameters={"tau": 0.05})])
-def test_lines_about_what_is_missing_balance_those_about_the_others(
-    make_manifest: MakeManifest, rule: RuleSection
-) -> None:
-    manifest = make_manifest(rule=rule, work=WorkSection(micro_batch_samples=4))
-    compute, clipping = SharedCompute(manifest), clipping_of(manifest)
-    assert clipping is not None
+def test_lines_about_what_is_missing_balance_those_about_the_others(clipped: tuple[SharedCompute, Clipping]) -> None:
+    compute, clipping = clipped
     rows = tuple(compute.work(compute.initial_state(), seed_of(number), 2).parts[1] for number in range(2))
     seed = assignment.projection_seed(digest("test", b"beacon"), 1)
     for absent in (1, 3):
@@ -314,7 +320,7 @@ def test_lines_about_what_is_missing_balance_those_about_the_others(
         assert found is not None
         nothing, lines = compute.project(rows, found[0], seed)
         assert nothing is not None
-        whole = as_often_as_they_count((*lines, nothing), absent)
+        whole = as_often_as_they_count(lines_to_publish(lines, nothing, absent), absent)
         assert projection_problem(whole, nothing.norm, clipping) is None
         assert projection_problem(lines, nothing.norm, clipping) is not None
 
