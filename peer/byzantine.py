@@ -35,6 +35,8 @@ GRADIENT = (
     *("min_max", "min_sum", "rop", "leave_out:3"),
 )
 """Attacks on learning, NAME or NAME:STRENGTH; without one it is the literature's."""
+BY_AGGREGATORS = ("leave_out:3",)
+"""Those of them that nobody can play against a trusted server, because it aggregates itself."""
 PROTOCOL = (
     *("equivocate", "false_accusation", "withhold_part", "withhold_reveal", "replay", "garbage", "nan", "inf", "huge"),
     *("lazy_validator", "slow", "wrong_aggregate", "wrong_projection", "colluding_aggregate", "late_aggregate"),
@@ -78,6 +80,11 @@ class Study:
     be learned over."""
     protocol_from: int = 10
     protocol_steps: int = 100
+
+    @property
+    def against_server(self) -> tuple[str, ...]:
+        """Gradient attacks that are played against a trusted server, too."""
+        return tuple(attack for attack in self.gradient if attack not in BY_AGGREGATORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,7 @@ def cells_of(study: Study) -> Iterator[Cell]:
             elif table == "protocol":
                 yield from (cell(table, a, None, study.validators[0], seed) for a in (NONE, *study.protocol))
             else:
-                yield from (cell(table, a, rule, 0, seed) for a in study.gradient for rule in study.baselines)
+                yield from (cell(table, a, rule, 0, seed) for a in study.against_server for rule in study.baselines)
 
 
 # --- playing one --------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def _baselines(results: Results) -> Iterator[str]:
     audited = [f"audits, {m} of {study.peers}" for m in study.validators]
     yield "| attack | " + " | ".join((*audited, *study.baselines)) + " |"
     yield "|---" * (1 + len(study.validators) + len(study.baselines)) + "|"
-    for attack in study.gradient:
+    for attack in study.against_server:
         row = [_range(_finals(results.of("audited", attack, None, m))) for m in study.validators]
         row += [_range(_finals(results.of("baselines", attack, rule, 0))) for rule in study.baselines]
         yield f"| {attack} | " + " | ".join(row) + " |"
