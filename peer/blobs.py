@@ -74,7 +74,9 @@ class BlobStore:
         self._elements = elements
         self._pool = pool
         self._steps: dict[int, _StepMemory] = {}
-        self._held: dict[Digest, Place] = {}
+        self._held: dict[Digest, list[tuple[int, Place]]] = {}
+        """Every place of the same bytes, and the step whose memory it is in. There may be many: a layer that has died
+        has the same gradient in every step, and of one contributor the aggregate is its gradient."""
         self._expected: dict[Digest, list[tuple[int, Place]]] = {}
         self._receiving: dict[Digest, Callable[[], None]] = {}
         self._closed = False
@@ -129,7 +131,7 @@ class BlobStore:
         empty for one that is not asked for."""
         for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
             nbytes = (stop - start) * ELEMENT_BYTES
-            if name and Digest(name) not in self._held and self._place(Digest(name), nbytes) is None:
+            if name and not self.holds(Digest(name)) and not self._expects_in(step, Digest(name), nbytes):
                 memory = self._step(step, len(parts))
                 self._expect(step, Digest(name), Place(self._take_beside(memory, nbytes), 0, nbytes))
 
@@ -138,7 +140,7 @@ class BlobStore:
         to be released to the pool."""
         segment, is_there = self._pool.take(self._elements * ELEMENT_BYTES), []
         for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
-            place = self._held.get(Digest(name))
+            place = self._find(Digest(name))
             is_there.append(place is not None and place.nbytes == (stop - start) * ELEMENT_BYTES)
             if place is not None and is_there[-1]:
                 segment.view[start * ELEMENT_BYTES : stop * ELEMENT_BYTES] = place.view
@@ -152,14 +154,14 @@ class BlobStore:
 
     def expect_aggregate(self, effect: ExpectAggregate) -> None:
         """Make a place in the averaged gradient for an aggregated part."""
-        if effect.digest not in self._held and self._place(effect.digest, effect.blob_bytes) is None:
-            memory = self._step(effect.step, effect.parts)
-            self._expect(effect.step, effect.digest, self._claim(memory, effect.part, effect.digest))
+        step, digest = effect.step, effect.digest
+        if not self._holds_in(step, digest) and not self._expects_in(step, digest, effect.blob_bytes):
+            self._expect(step, digest, self._claim(self._step(step, effect.parts), effect.part, digest))
 
     # --- bytes coming in ---------------------------------------------------------------------------------
 
     async def wait_expected(self, step: int, digest: Digest, timeout_seconds: float) -> bool:
-        """Wait until bytes with this digest are expected or held, or their step is over; False if nothing of that
+        """Wait until bytes with this digest are expected or held in a step, or it is over; False if nothing of that
         happens in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
@@ -168,7 +170,8 @@ class BlobStore:
         return self._settled(step, digest)
 
     def _settled(self, step: int, digest: Digest) -> bool:
-        return digest in self._expected or digest in self._held or step < self._oldest_step
+        is_here = self._holds_in(step, digest) or step < self._oldest_step
+        return is_here or any(known_step == step for known_step, _ in self._expected.get(digest, ()))
 
     def is_expected(self, digest: Digest) -> bool:
         """Whether there is a place for bytes with this digest."""
@@ -184,11 +187,10 @@ class BlobStore:
 
         `interrupt` is called when the bytes came another way: nothing may be written after it.
         """
-        found = self._place(digest, nbytes)
-        if found is None or digest in self._receiving:
+        place = self._place(digest, nbytes)
+        if place is None or digest in self._receiving:
             yield None
             return
-        _, place = found
         self._receiving[digest] = interrupt
         try:
             with self._used(place.memory):
@@ -197,42 +199,47 @@ class BlobStore:
             if self._receiving.get(digest) is interrupt:
                 del self._receiving[digest]
 
-    def arrived(self, digest: Digest, nbytes: int) -> bool:
-        """The bytes in the place of `digest` are complete and have that digest; False if no longer expected."""
-        found = self._place(digest, nbytes)
-        if found is None:
+    def arrived(self, digest: Digest, place: Place) -> bool:
+        """The bytes in a place of `digest` are complete and have that digest; False if no longer expected there."""
+        if all(known != place for _, known in self._expected.get(digest, ())):
             return False
-        del self._expected[digest]
-        step, place = found
-        self._hold(step, digest, place)
+        for step, known in self._expected.pop(digest):
+            if known.nbytes == place.nbytes:
+                if known != place:
+                    known.view[:] = place.view
+                self._hold(step, digest, known)
         return True
 
     def put(self, digest: Digest, data: memoryview) -> bool:
         """Bytes that came another way, and have this digest, go to their place; False if no longer expected."""
-        found = self._place(digest, len(data))
-        if found is None:
+        place = self._place(digest, len(data))
+        if place is None:
             return False
         interrupt = self._receiving.pop(digest, None)
         if interrupt is not None:
             interrupt()
-        found[1].view[:] = data
-        return self.arrived(digest, len(data))
+        place.view[:] = data
+        return self.arrived(digest, place)
 
     # --- bytes going out and into computation --------------------------------------------------------------
 
     @contextlib.contextmanager
     def lend(self, digest: Digest) -> Iterator[memoryview | None]:
         """Read-only use of held bytes; their memory is not reused meanwhile. None if they are not held."""
-        place = self._held.get(digest)
-        if place is None or place.memory.is_secret:
+        shown = [place for _, place in self._held.get(digest, ()) if not place.memory.is_secret]
+        if not shown:
             yield None
             return
-        with self._used(place.memory):
-            yield place.view
+        with self._used(shown[-1].memory):
+            yield shown[-1].view
 
     def holds(self, digest: Digest) -> bool:
         """Whether bytes with this digest are here."""
         return digest in self._held
+
+    def holds_for(self, step: int, digest: Digest) -> bool:
+        """Whether they are here as bytes of a step that is not over."""
+        return step >= self._oldest_step and self._holds_in(step, digest)
 
     def rows(self, step: int, part: int, inputs: tuple[tuple[int, Digest], ...]) -> tuple[Segment, list[int]]:
         """The inbox segment of a part and the byte offset of each input's row, in order.
@@ -245,7 +252,7 @@ class BlobStore:
         nbytes = (stop - start) * ELEMENT_BYTES
         offsets = []
         for member, digest in inputs:
-            place, offset = self._held[digest], member * nbytes
+            place, offset = self.place_of(digest), member * nbytes
             if place.memory is not inbox or place.offset != offset:
                 inbox.segment.view[offset : offset + nbytes] = place.view
             offsets.append(offset)
@@ -262,8 +269,8 @@ class BlobStore:
             self._hold(step, digest, place)
 
     def place_of(self, digest: Digest) -> Place:
-        """Where held bytes are. Raises KeyError if they are not held."""
-        return self._held[digest]
+        """Where held bytes are, of several places the latest. Raises KeyError if they are not held."""
+        return self._held[digest][-1][1]
 
     def aggregates(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, tuple[bytes, ...]]:
         """The aggregates of a step where an averaged gradient has them, and the names of those that are there: empty
@@ -271,7 +278,7 @@ class BlobStore:
         if step not in self._steps:
             raise KeyError(step)
         sizes = [(stop - start) * ELEMENT_BYTES for start, stop in part_ranges(self._elements, len(parts))]
-        places = [self._held.get(Digest(name)) for name in parts]
+        places = [self._find(Digest(name)) for name in parts]
         there = tuple(
             name if place is not None and place.nbytes == nbytes else b""
             for name, place, nbytes in zip(parts, places, sizes, strict=True)
@@ -286,7 +293,7 @@ class BlobStore:
         memory = self._step(step, len(parts))
         ranges = part_ranges(self._elements, len(parts))
         spans = list(zip(parts, ranges, strict=True))
-        places = [(self._held[Digest(name)], start * ELEMENT_BYTES) for name, (start, _) in spans if name]
+        places = [(self.place_of(Digest(name)), start * ELEMENT_BYTES) for name, (start, _) in spans if name]
         whole = self._aggregate(memory)
         if any(place.memory is not whole or place.offset != begin for place, begin in places):
             # What others claim there may be wanted yet, or just be coming in.
@@ -313,8 +320,8 @@ class BlobStore:
         for step in [step for step in self._steps if step < before_step - kept_steps]:
             memory = self._steps.pop(step)
             for digest in memory.held:
-                place = self._held.get(digest)
-                if place is not None and place.memory in memory.all():
+                self._held[digest] = [item for item in self._held[digest] if item[0] != step]
+                if not self._held[digest]:
                     del self._held[digest]
             self._expected = {
                 name: left
@@ -381,19 +388,29 @@ class BlobStore:
             self._pool.release(memory.segment)
 
     def _expect(self, step: int, digest: Digest, place: Place) -> None:
-        """Of places of one size the first is enough. There may be another of another size, since anybody can say
-        that a part of its own has the digest of somebody else's; only the true one can ever be filled."""
-        if digest not in self._held:
+        """Of places of one size the first of a step is enough. There may be another of another size, since anybody can
+        say that a part of its own has the digest of somebody else's; only the true one can ever be filled."""
+        if not self._holds_in(step, digest):
             places = self._expected.setdefault(digest, [])
-            if all(known.nbytes != place.nbytes for _, known in places):
+            if not self._expects_in(step, digest, place.nbytes):
                 places.append((step, place))
             self._notify()
 
-    def _place(self, digest: Digest, nbytes: int) -> tuple[int, Place] | None:
-        return next((item for item in self._expected.get(digest, ()) if item[1].nbytes == nbytes), None)
+    def _expects_in(self, step: int, digest: Digest, nbytes: int) -> bool:
+        places = self._expected.get(digest, ())
+        return any((known_step, known.nbytes) == (step, nbytes) for known_step, known in places)
+
+    def _place(self, digest: Digest, nbytes: int) -> Place | None:
+        return next((place for _, place in self._expected.get(digest, ()) if place.nbytes == nbytes), None)
+
+    def _find(self, digest: Digest) -> Place | None:
+        return self.place_of(digest) if digest in self._held else None
+
+    def _holds_in(self, step: int, digest: Digest) -> bool:
+        return step in self._steps and digest in self._steps[step].held
 
     def _hold(self, step: int, digest: Digest, place: Place) -> None:
-        self._held.setdefault(digest, place)
+        self._held.setdefault(digest, []).append((step, place))
         self._steps[step].held.add(digest)
         self._notify()
 

@@ -173,7 +173,7 @@ class Bulk:
             raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes that nobody here asked for")
         if await receive_blob(stream, self.blobs, digest, nbytes):
             self.metrics.part_bytes_received += nbytes
-        if self.blobs.holds(digest):  # also if they were here before, as the bytes of something else
+        if self.blobs.holds_for(step, digest):  # also if they were here before, as the bytes of something else
             await self._post(events.BlobArrived(digest))
 
 
@@ -191,7 +191,7 @@ async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes:
         if place is not None:
             await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
             await _require_digest(place.view, digest)
-            return blobs.arrived(digest, nbytes)
+            return blobs.arrived(digest, place)
     if not pulled or not blobs.is_expected(digest):
         await _skip(stream, nbytes)
         return False

@@ -66,14 +66,22 @@ class RunningPeer:
 
     def end(self) -> tuple[int, dict[str, Any]]:
         """Wait for its end: exit code and the one JSON object."""
-        code = self._process.wait(PATIENCE_SECONDS)
-        self._reader.join(PATIENCE_SECONDS)
-        while (line := self._lines.get()) is not None:
-            self.said.append(line)
+        try:
+            code = self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise AssertionError(f"it still ran after {PATIENCE_SECONDS:.0f} s:\n" + "\n".join(self._rest())) from None
+        self._rest()
         output = self._process.stdout.read() if self._process.stdout is not None else ""
         assert output.count("\n") == 1, output
         answer: dict[str, Any] = json.loads(output)
         return code, answer
+
+    def _rest(self) -> list[str]:
+        """All that it has said, once it has ended."""
+        while (line := self._lines.get(timeout=PATIENCE_SECONDS)) is not None:
+            self.said.append(line)
+        return self.said
 
     def kill(self) -> None:
         """Make sure that nothing is left."""

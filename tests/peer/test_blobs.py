@@ -30,7 +30,7 @@ def fill(store: BlobStore, digest: Digest, data: bytes) -> bool:
     with store.receiving(digest, len(data), ignore) as place:
         assert place is not None
         place.view[:] = data
-        return store.arrived(digest, len(data))
+        return store.arrived(digest, place)
 
 
 def part(step: int, digest: Digest, *, member: int = 0, part: int = 0, parts: int = 2, nbytes: int = 20) -> ExpectPart:
@@ -66,7 +66,6 @@ def test_bytes_that_nobody_expects_have_no_place(store: BlobStore) -> None:
     with store.receiving(name("x"), 20, ignore) as place:
         assert place is None
     assert not store.holds(name("x"))
-    assert not store.arrived(name("x"), 20)
     with store.lend(name("x")) as view:
         assert view is None
 
@@ -91,7 +90,7 @@ def test_bytes_that_came_another_way_interrupt_whoever_is_receiving_them(store: 
         place.view[:4] = b"slow"
         assert store.put(name("x"), memoryview(b"q" * 20))
         assert interrupted == [True]
-        assert not store.arrived(name("x"), 20)
+        assert not store.arrived(name("x"), place)
     with store.lend(name("x")) as view:
         assert view == b"q" * 20
     assert not store.put(name("x"), memoryview(b"z" * 20))
@@ -153,6 +152,61 @@ def test_gradients_of_a_step_that_is_over_are_lent_to_nobody(store: BlobStore) -
         assert view is not None
 
 
+def is_lent(store: BlobStore, digest: Digest) -> bool:
+    with store.lend(digest) as view:
+        return view is not None
+
+
+def test_a_gradient_that_is_the_same_in_every_step_is_lent_in_every_step(store: BlobStore) -> None:
+    """A layer that has died has the gradient zero, step after step."""
+    zero = name("zero")
+    for step in (0, 1):
+        store.gradient(step, 2)
+        store.add_own_parts(step, (name(f"own {step}"), zero))
+        assert is_lent(store, zero)
+        store.keep_inputs_secret(step)
+        assert not is_lent(store, zero)
+    store.disclose_inputs(0)
+    assert is_lent(store, zero)
+
+
+async def test_the_same_part_is_received_in_every_step(store: BlobStore) -> None:
+    zero = name("zero")
+    for step in (0, 1):
+        assert not await store.wait_expected(step, zero, 0.0)
+        store.expect_part(part(step, zero))
+        assert await store.wait_expected(step, zero, 0.0)
+        assert not store.holds_for(step, zero)
+        assert fill(store, zero, b"0" * 20)
+        assert store.holds_for(step, zero)
+        store.keep_inputs_secret(step)
+    store.retire(1)
+    assert store.holds_for(1, zero)
+    assert not store.holds_for(0, zero)
+
+
+def test_a_part_that_two_steps_wait_for_comes_for_both(store: BlobStore) -> None:
+    zero = name("zero")
+    store.expect_part(part(0, zero, member=1))
+    store.expect_part(part(1, zero))
+    assert fill(store, zero, b"z" * 20)
+    for step, member in ((0, 1), (1, 0)):
+        segment, rows = store.rows(step, 0, ((member, zero),))
+        assert bytes(segment.view[rows[0] : rows[0] + 20]) == b"z" * 20
+        assert store.holds_for(step, zero)
+    assert not store.is_expected(zero)
+
+
+def test_the_aggregate_of_one_contributor_is_lent_when_its_gradient_is_not(store: BlobStore) -> None:
+    """They are the same bytes."""
+    store.gradient(0, 2)
+    store.add_own_parts(0, (name("first"), name("second")))
+    store.add_aggregate(0, name("first"), store.aggregate_place(0, 0))
+    store.keep_inputs_secret(0)
+    assert is_lent(store, name("first"))
+    assert not is_lent(store, name("second"))
+
+
 def test_an_averaged_gradient_is_put_together_from_where_its_parts_are(store: BlobStore) -> None:
     store.gradient(0, 2)
     place = store.aggregate_place(0, 1)
@@ -202,7 +256,6 @@ def test_retired_steps_are_forgotten_and_their_memory_is_used_again(store: BlobS
     store.retire(1)
     assert not store.holds(name("in time"))
     assert not store.is_expected(name("late"))
-    assert not store.arrived(name("late"), 20)
     with pytest.raises(KeyError):
         store.rows(0, 0, ((0, name("in time")),))
     assert pool.idle_bytes > 0
@@ -232,7 +285,7 @@ def test_memory_is_not_reused_while_the_worker_or_a_late_stream_uses_it(store: B
             store.retire(1)
         assert pool.idle_bytes == 0
         place.view[:] = b"l" * 20
-        assert not store.arrived(name("late"), 20)
+        assert not store.arrived(name("late"), place)
     assert pool.idle_bytes > 0
 
 

@@ -132,6 +132,21 @@ async def test_a_part_waits_in_its_socket_until_it_is_expected(me: Side, them: S
     assert await me.inbox.event() == events.BlobArrived(names[1])
 
 
+async def test_the_same_part_in_another_step_waits_until_it_is_expected_there(me: Side, them: Side) -> None:
+    """It would else be taken for one that is here, and have no place among the inputs of its own step."""
+    for step in (0, 1):
+        (name, _) = them.hold(step, DATA, DATA[::-1])
+        them.bulk.push(ME, step, name)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert me.inbox.events.empty()
+        me.expect(step, name)
+        assert await me.inbox.event() == events.BlobArrived(name)
+        assert me.metrics.part_bytes_received == (step + 1) * PART_BYTES
+        for side in (me, them):
+            side.blobs.keep_inputs_secret(step)
+
+
 async def test_a_part_nobody_asked_for_is_refused_when_patience_ends(network: MemoryNetwork, them: Side) -> None:
     side = Side(network, ME, patience_seconds=0.0)
     await side.bulk.start()
