@@ -21,6 +21,7 @@ from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Accusation, Cut, Projection
 from crowdsurf.protocol.outcome import StepFacts, enough_reveals, opened_beacon
 from crowdsurf.protocol.scrutiny import Scrutiny
+from crowdsurf.protocol.tolerance import ACCUSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,4 +280,4 @@ class AcceptedCut:
         if projection.part != part or not scrutiny.is_known(part, projection.aggregate, beacon):
             return None
         self._unjudged.discard(part)
-        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(projection, beacon) else None
+        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(projection, beacon, ACCUSING) else None

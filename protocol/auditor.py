@@ -212,7 +212,7 @@ class Auditor:
             is_mine = (audit.validator, audit.seed) == (self._me, found.seed)
             if not is_mine or commit is None:
                 continue
-            gap = None if is_as_recomputed(commit, found) else gap_to(commit, found)
+            gap = None if is_as_recomputed(commit, found, ACCUSING) else gap_to(commit, found, ACCUSING)
             if gap is not None and self._bound is not None and not found.compared:
                 if audit not in self._uncompared:
                     self._uncompared[audit] = 0
@@ -244,7 +244,7 @@ class Auditor:
                 continue
             claimed = line_about(projection, member)
             own = found.lines[projection.part] if projection.part < len(found.lines) else None
-            if claimed is not None and own is not None and wrong_line(claimed, own, self._clipping):
+            if claimed is not None and own is not None and wrong_line(claimed, own, self._clipping, ACCUSING):
                 self._accuse(objection_to(said, member), head)
 
     def _take_objections(self, transcript: Transcript, cut: bytes, head: Head) -> None:

@@ -36,7 +36,7 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.projection import Clipping, projection_problem, wrong_line
 from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.scrutiny import has_all_lines, line_about, lines_of
-from crowdsurf.protocol.tolerance import LENGTH_ERROR, Gap, as_it_should_be, gap_between, sketches_apart
+from crowdsurf.protocol.tolerance import Gap, as_it_should_be, gap_between, sketches_apart, wrong_length
 
 
 class Record(NamedTuple):
@@ -271,16 +271,16 @@ def guilty_of(
     return None if right is None else accuser if right else accused
 
 
-def is_as_recomputed(commit: Commit, found: WorkRecomputed) -> bool:
-    """Whether a commit is that of its work unit: the very bytes, and their lengths but for the order of additions."""
+def is_as_recomputed(commit: Commit, found: WorkRecomputed, times: float = 1.0) -> bool:
+    """Whether a commit is that of its work unit: the very bytes, and their lengths but for the order of additions, off
+    by no more than so many `times` LENGTH_ERROR."""
     lengths = zip(commit.norms, found.norms, strict=False)
-    right = all(said == true or abs(said - true) <= LENGTH_ERROR * true for said, true in lengths)
-    return commit.parts == found.parts and right
+    return commit.parts == found.parts and not any(wrong_length(said, true, times) for said, true in lengths)
 
 
-def gap_to(commit: Commit, found: WorkRecomputed) -> Gap:
-    """How far a commit is from its work unit, as far as its bytes were seen."""
-    return gap_between(commit.parts, commit.norms, found.parts, found.norms, found.compared)
+def gap_to(commit: Commit, found: WorkRecomputed, times: float = 1.0) -> Gap:
+    """How far a commit is from its work unit, as far as its bytes were seen; `times` as above."""
+    return gap_between(commit.parts, commit.norms, found.parts, found.norms, found.compared, times)
 
 
 def is_finding(said: bytes, own: bytes, bound: float | None) -> bool:

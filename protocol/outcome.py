@@ -23,7 +23,7 @@ from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
-from crowdsurf.protocol.scrutiny import Scrutiny
+from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
 from crowdsurf.protocol.transcript import Transcript
 
 _NOBODY: Mapping[bytes, Ban] = {}
@@ -120,7 +120,7 @@ def build_header(
     head, is_void = facts.head, not all(nonces[index] for index in contributors)
     counted: list[tuple[bytes, bytes]] = [(b"", b"")] * size
     if not is_void:
-        counted = counting(facts, transcript, blobs, cut_name, cut, range(size), scrutiny)
+        counted = counting(facts, transcript, blobs, cut_name, cut, range(size), scrutiny, INCLUDING)
     joined, left = membership_changes(facts, transcript, cut)
     header = Header(
         step=head.step,
@@ -151,9 +151,11 @@ def counting(
     cut: Cut,
     parts: Iterable[int],
     scrutiny: Scrutiny | None,
+    times: float,
 ) -> list[tuple[bytes, bytes]]:
     """For each of these parts its aggregate, and the projection that vouches for it, as far as this member is content
-    with them; both empty if it is not (SPEC R-4.20, R-5.4)."""
+    with them, if claims are off by no more than so many times what honest computations can differ by; both empty if it
+    is not (SPEC R-4.20, R-5.4)."""
     duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
         said = [transcript.aggregate(cut_name, part, duties[part]) for part in parts]
@@ -168,7 +170,7 @@ def counting(
             found.append(nothing)
             continue
         wrong = not scrutiny.is_known(part, aggregate.digest, beacon)
-        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon)
+        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon, times)
         wrong = wrong or not facts.may_include(cut, aggregate)
         wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
         found.append(nothing if wrong else (aggregate.digest, shown.digest))
@@ -347,9 +349,12 @@ def _missing_proofs(
         unproven = scrutiny.is_unproven(shown, aggregate, commits) or not facts.may_include(cut, aggregate)
         if unproven:
             raise Refusal(Code.BAD_OUTCOME, f"nothing vouches for the aggregate of part {part}")
-        objected = is_objected(facts, transcript, header.cut, cut, aggregator)
-        false = scrutiny.is_false(shown, header.beacon) or objected
-        if scrutiny.misdescribes(shown, header.beacon) or (not is_bound and false):
+        if is_bound:
+            false = scrutiny.misdescribes(shown, header.beacon, FOLLOWING)
+        else:
+            objected = is_objected(facts, transcript, header.cut, cut, aggregator)
+            false = objected or scrutiny.is_false(shown, header.beacon, ACCEPTING)
+        if false:
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 
@@ -370,7 +375,7 @@ def overlooked(
     if cut is None:
         return []
     void = [] if withheld(header) else [part for part, name in enumerate(header.parts) if not name]
-    held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny) if void else []
+    held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny, INSISTING) if void else []
     duties = facts.duties(cut)
     dropped = [(duties[part], "aggregate") for part, (name, _) in zip(void, held, strict=True) if name]
     commits = transcript.commits_in(cut, facts.peers)

@@ -201,9 +201,10 @@ def line_tolerance(norm: float, radius: float, elements: int) -> tuple[float, fl
     return 2.0 * summing_error(elements) * min(radius, norm), 2.0 * norm_error
 
 
-def line_problem(claimed: Line, own: Line, radius: float, elements: int) -> str | None:
-    """Why a published line is not the one its contributor works out itself (`own`); None if they agree."""
-    projection_allowed, norm_allowed = line_tolerance(own.norm, radius, elements)
+def line_problem(claimed: Line, own: Line, radius: float, elements: int, times: float = 1.0) -> str | None:
+    """Why a published line is not the one its contributor works out itself (`own`); None if they are no more than so
+    many `times` the `line_tolerance` apart."""
+    projection_allowed, norm_allowed = (times * allowed for allowed in line_tolerance(own.norm, radius, elements))
     if not abs(claimed.norm - own.norm) <= norm_allowed:
         return f"norm {claimed.norm!r} should be {own.norm!r}"
     if len(claimed.projections) != len(own.projections):
@@ -244,14 +245,14 @@ def projection_problem(lines: Sequence[Line], norm: float, clipping: Clipping) -
     return balance_problem(lines, clipping.radius, norm, PART_ELEMENTS_MAX, clipping.residual)
 
 
-def wrong_norm(claimed: float, own: float) -> bool:
-    """Whether the length an aggregator claims for its aggregate is not that of the bytes; one that is not finite has
-    none."""
-    allowed = 2.0 * summing_roundings(PART_ELEMENTS_MAX) * FLOAT64_ROUNDING * own
+def wrong_norm(claimed: float, own: float, times: float = 1.0) -> bool:
+    """Whether the length an aggregator claims for its aggregate is off by more than so many `times` what two honest
+    computations of it can differ by; of one that is not finite everything is wrong."""
+    allowed = times * 2.0 * summing_roundings(PART_ELEMENTS_MAX) * FLOAT64_ROUNDING * own
     return not math.isfinite(own) or not abs(claimed - own) <= allowed
 
 
-def wrong_line(claimed: Line, own: Line, clipping: Clipping) -> bool:
-    """Whether a line is not what its contributor, or whoever has done its work again, works out. (BTARD's verification
-    1, with the sides exchanged.)"""
-    return line_problem(claimed, own, clipping.radius, PART_ELEMENTS_MAX) is not None
+def wrong_line(claimed: Line, own: Line, clipping: Clipping, times: float = 1.0) -> bool:
+    """Whether a line is farther than so many `times` what two honest computations can differ by from what its
+    contributor, or whoever has done its work again, works out. (BTARD's verification 1, with the sides exchanged.)"""
+    return line_problem(claimed, own, clipping.radius, PART_ELEMENTS_MAX, times) is not None

@@ -25,6 +25,11 @@ from crowdsurf.protocol.projection import (
     wrong_norm,
 )
 
+INSISTING, INCLUDING, ACCEPTING, FOLLOWING = 1.0, 2.0, 3.0, 4.0
+"""How many times what two honest computations can differ by a claim may be off: for a voter to insist that an aggregate
+counts, for a proposer to let it count, for a voter to accept that it counts, and to go on with what others voted for.
+Each is one more than the one before: a claim that was put on an edge divides honest members nowhere (SPEC R-5.8)."""
+
 
 def lines_of(projection: Projection) -> list[Line]:
     """The lines of a message, by rising index of the members that went in, then one for each that is absent."""
@@ -142,29 +147,30 @@ class Scrutiny:
             self._unbalanced[said.digest] = problem is not None
         return self._unbalanced[said.digest] or is_too_long(aggregate, projection, commits, self.clipping)
 
-    def is_false(self, said: Opened, beacon: bytes) -> bool:
-        """Whether a projection is not so, as far as this member has worked it out."""
-        wrong = isinstance(said.payload, Projection) and self.contradicts(said.payload, beacon)
-        return wrong or self.misdescribes(said, beacon)
+    def is_false(self, said: Opened, beacon: bytes, times: float) -> bool:
+        """Whether a projection is off by more than so many times what honest computations can differ by, as far as this
+        member has worked it out."""
+        wrong = isinstance(said.payload, Projection) and self.contradicts(said.payload, beacon, times)
+        return wrong or self.misdescribes(said, beacon, times)
 
-    def misdescribes(self, said: Opened, beacon: bytes) -> bool:
-        """Whether the length it claims for its aggregate, or its line about a row of zeros, is wrong, as everybody sees
-        that holds the aggregate."""
+    def misdescribes(self, said: Opened, beacon: bytes, times: float) -> bool:
+        """Whether the length it claims for its aggregate, or its line about a row of zeros, is, as everybody sees that
+        holds the aggregate."""
         projection = said.payload
         if not isinstance(projection, Projection):
             return False
         known = self._known_of(projection, beacon)
         if known is None:
             return False
-        if known.nothing is None or wrong_norm(projection.norm, known.nothing.norm):
+        if known.nothing is None or wrong_norm(projection.norm, known.nothing.norm, times):
             return True
-        return projection.absent > 0 and wrong_line(_line(projection.lines[-1]), known.nothing, self.clipping)
+        return projection.absent > 0 and wrong_line(_line(projection.lines[-1]), known.nothing, self.clipping, times)
 
-    def contradicts(self, projection: Projection, beacon: bytes) -> bool:
-        """Whether the line about this member is wrong: that can be proven, because its work can be done again."""
+    def contradicts(self, projection: Projection, beacon: bytes, times: float) -> bool:
+        """Whether the line about this member is: that can be proven, because its work can be done again."""
         known, claimed = self._known_of(projection, beacon), line_about(projection, self.me)
         own = known.line if known is not None else None
-        return own is not None and claimed is not None and wrong_line(claimed, own, self.clipping)
+        return own is not None and claimed is not None and wrong_line(claimed, own, self.clipping, times)
 
     def _known_of(self, projection: Projection, beacon: bytes) -> Known | None:
         return self._known.get((projection.part, projection.aggregate, beacon))

@@ -22,8 +22,8 @@ from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId, digest
 from crowdsurf.protocol.manifest import Manifest
 
 ACCUSING = 2.0
-"""Who accuses must have seen this many times what convicts: whoever judges computes a little differently again, and an
-honest accuser must not be found wrong by it."""
+"""Who accuses must have seen this many times what convicts, whatever is compared: whoever judges computes a little
+differently again, and an honest accuser must not be found wrong by it."""
 
 COMPARED_STEPS = 4
 """So many steps after a step members still serve the gradients of it that they have, and can still do its work again:
@@ -68,15 +68,22 @@ def relative_bound(manifest: Manifest) -> float | None:
     return None if manifest.audit.comparison == "exact" or bound is msgspec.UNSET else float(bound)
 
 
+def wrong_length(said: float, true: float, times: float = 1.0) -> bool:
+    """Whether a length is off by more than so many `times` LENGTH_ERROR; what is not a number is."""
+    return said != true and not abs(said - true) <= times * LENGTH_ERROR * true
+
+
 def gap_between(
     parts: Sequence[bytes],
     norms: Sequence[float],
     own_parts: Sequence[bytes],
     own_norms: Sequence[float],
     compared: Sequence[Compared | None],
+    times: float = 1.0,
 ) -> Gap:
     """How far a commit (`parts`: blob digests, `norms`: lengths, or none where the run has none) is from the work as it
-    was recomputed. `compared` has what was seen of the committed bytes, by part, or is empty.
+    was recomputed. `compared` has what was seen of the committed bytes, by part, or is empty. Lengths may be off by so
+    many `times` LENGTH_ERROR from the bytes'.
 
     Of a part that was not seen the lengths alone are compared: they differ by no more than the vectors do."""
     if len(parts) != len(own_parts) or len(parts) != len(own_norms):
@@ -91,7 +98,7 @@ def gap_between(
             is_whole = False
             distances.append(said - own if said is not None else 0.0)
             continue
-        if said is not None and not abs(said - seen.norm) <= LENGTH_ERROR * seen.norm:
+        if said is not None and wrong_length(said, seen.norm, times):
             return Gap(math.inf, is_whole)  # it lied about the length of its own bytes
         distances.append(seen.distance)
     distance, length = math.hypot(*distances), math.hypot(*own_norms)

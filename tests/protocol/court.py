@@ -7,6 +7,7 @@ it is the product's own node.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.assignment import aggregators, proposers
@@ -16,7 +17,8 @@ from crowdsurf.protocol.envelope import Opened, Slot, open_envelope, seal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Projection, Reason, bitmap_of, indexes_of
-from crowdsurf.protocol.projection import Line
+from crowdsurf.protocol.projection import PART_ELEMENTS_MAX, RULE_RADIUS, Line, line_tolerance
+from crowdsurf.protocol.tolerance import LENGTH_ERROR
 from tests.protocol.swarm import RIGHT, FakePeer, Swarm, name, projected, verify_mac
 
 AUDIT = AuditSection(rate=0.0625)
@@ -91,6 +93,38 @@ def compute_otherwise(peer: FakePeer, change: Callable[[effects.Effect], events.
             peer._later(0.01, event)
 
     peer._compute = altered  # type: ignore[method-assign]
+
+
+def answer_otherwise(peer: FakePeer, change: Callable[[events.Event], events.Event]) -> None:
+    """What its worker answers is changed on the way to its node."""
+    later = peer._later
+    peer._later = lambda seconds, event: later(seconds, change(event))  # type: ignore[method-assign]
+
+
+PROJECTION_ERROR, NORM_ERROR = line_tolerance(1.0, RULE_RADIUS, PART_ELEMENTS_MAX)
+"""How far two honest computations of a line like `RIGHT` may differ."""
+
+
+def round_otherwise(peer: FakePeer, share: float) -> None:
+    """Its machine adds up in another order than others: all it works out is off by so much of what honest computations
+    may differ by."""
+
+    def off(line: Line | None) -> Line | None:
+        if line is None:
+            return None
+        return Line(
+            tuple(one + share * PROJECTION_ERROR for one in line.projections), line.norm * (1 + share * NORM_ERROR)
+        )
+
+    def change(event: events.Event) -> events.Event:
+        if isinstance(event, events.AggregatesChecked):
+            return replace(event, lines=tuple(map(off, event.lines)), nothings=tuple(map(off, event.nothings)))
+        if isinstance(event, events.WorkRecomputed):
+            norms = tuple(norm * (1 + share * LENGTH_ERROR) for norm in event.norms)
+            return replace(event, lines=tuple(map(off, event.lines)), norms=norms)
+        return event
+
+    answer_otherwise(peer, change)
 
 
 def misproject(peer: FakePeer, lines: dict[PeerId, Line], steps: range) -> list[int]:

@@ -41,6 +41,7 @@ from crowdsurf.protocol.outcome import build_header, examine
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.step import StepMachine
+from crowdsurf.protocol.tolerance import ACCUSING
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, digest_of, refused
 from tests.protocol.court import EVEN, ODD, assert_just, misproject, others_of, proposer_of, watchful_swarm
@@ -113,9 +114,9 @@ def test_two_parts_with_one_aggregate_have_lines_of_their_own() -> None:
     scrutiny.to_check(0, both, beacon)
     scrutiny.on_checked(AggregatesChecked(0, both, beacon, (RIGHT, other, None, None), (RIGHT,) * 4))
     honest = CHECKED.projection(0)
-    assert not scrutiny.contradicts(honest, beacon)
-    assert scrutiny.contradicts(msgspec.structs.replace(honest, part=1), beacon)
-    assert not scrutiny.contradicts(msgspec.structs.replace(honest, part=1), name("another beacon"))
+    assert not scrutiny.contradicts(honest, beacon, ACCUSING)
+    assert scrutiny.contradicts(msgspec.structs.replace(honest, part=1), beacon, ACCUSING)
+    assert not scrutiny.contradicts(msgspec.structs.replace(honest, part=1), name("another beacon"), ACCUSING)
 
 
 GHOSTS = [100, 101]

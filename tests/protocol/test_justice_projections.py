@@ -5,6 +5,8 @@ The idea: the cheats are in `court.py`. Here a lie is any line that is not `RIGH
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -14,11 +16,15 @@ from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import run_id_of
 from crowdsurf.protocol.messages import Accusation, Kind, Reason, Reveal
-from crowdsurf.protocol.projection import clipping_of
+from crowdsurf.protocol.projection import Line, clipping_of
+from crowdsurf.protocol.tolerance import LENGTH_ERROR
 from tests.protocol.court import (
     EVEN,
+    NORM_ERROR,
     ODD,
+    PROJECTION_ERROR,
     aggregate_late,
+    answer_otherwise,
     assert_just,
     counting_parts,
     misproject,
@@ -26,6 +32,7 @@ from tests.protocol.court import (
     others_of,
     proposer_of,
     publish_imbalance,
+    round_otherwise,
     see_nothing,
     see_wrong_lines,
     watchful_swarm,
@@ -82,6 +89,42 @@ def test_a_lie_about_an_honest_contributor_bans_soon(seed: int) -> None:
     (ban,) = banned_in(watcher)
     assert lied_in[0] < ban <= lied_in[0] + 3
     assert sum(void_parts(watcher)) <= len([step for step in lied_in if step <= ban])
+
+
+def claim_on_the_edge(liar: FakePeer, lie: str) -> None:
+    """All it says is off by just what honest computations may differ by."""
+    about = Line((PROJECTION_ERROR, 0.0, 0.0), 1.0), Line((-PROJECTION_ERROR, 0.0, 0.0), 1.0)
+
+    def change(event: events.Event) -> events.Event:
+        if isinstance(event, events.PartProjected) and lie == "line" and len(event.lines) > 1:
+            return replace(event, lines=(*about, *event.lines[2:]))
+        if isinstance(event, events.PartProjected) and lie == "norm":
+            return replace(event, norm=event.norm * (1 + NORM_ERROR))
+        if isinstance(event, events.WorkDone) and lie == "length":
+            return replace(event, norms=tuple(norm * (1 + LENGTH_ERROR) for norm in event.norms))
+        return event
+
+    answer_otherwise(liar, change)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("lie", "shares"),
+    [("line", (0.4, -0.4, 0.4, 0.4)), ("length", (0.4, -0.4, 0.4, 0.4)), ("norm", (0.4, -0.4, -0.4))],
+)
+def test_a_claim_on_the_edge_of_what_is_allowed_neither_divides_nor_bans_anybody(
+    lie: str, shares: tuple[float, ...], seed: int
+) -> None:
+    """Machines differ in the last bits. Whoever sees it beyond the edge must not be found wrong by those who see it
+    within, nor must they block each other."""
+    swarm = watchful_swarm(1 + len(shares), seed, steps=100)
+    for peer, share in zip(swarm.list[1:], shares, strict=True):
+        round_otherwise(peer, share)
+    claim_on_the_edge(swarm.list[0], lie)
+    swarm.start()
+    assert swarm.run_to_end(9000)
+    assert_just(swarm, reason=Reason.WRONG_PROJECTION)
+    assert sum(void_parts(swarm.list[1])) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -24,7 +24,7 @@ from crowdsurf.protocol.outcome import (
     overlooked,
 )
 from crowdsurf.protocol.projection import Line
-from crowdsurf.protocol.scrutiny import Scrutiny
+from crowdsurf.protocol.scrutiny import INSISTING, Scrutiny
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import RIGHT, name
@@ -87,7 +87,8 @@ def void_first() -> Header:
 def assert_does_not_count(transcript: Transcript, scrutiny: Scrutiny | None = None) -> None:
     """A proposer leaves part 0 void, and a voter does not miss it."""
     mine = scrutiny or looked_at()
-    assert counting(STEP.facts, transcript, STEP.blobs, STEP.cut_name, STEP.cut, [0], mine) == [(b"", b"")]
+    counted = counting(STEP.facts, transcript, STEP.blobs, STEP.cut_name, STEP.cut, [0], mine, INSISTING)
+    assert counted == [(b"", b"")]
     header = built(transcript, mine)
     assert tuple(map(bool, header.parts)) == tuple(map(bool, header.projections)) == FIRST_VOID
     assert judge(transcript, header, mine).nothing

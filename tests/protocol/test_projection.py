@@ -15,6 +15,7 @@ from crowdsurf.protocol.projection import (
     FLOAT32_MAX,
     LENGTH_SLACK,
     LENGTH_SPREAD,
+    PART_ELEMENTS_MAX,
     PROJECTIONS,
     SPREAD,
     TAIL,
@@ -212,6 +213,27 @@ def test_a_line_that_is_off_is_wrong() -> None:
         Line(own.projections[:2], 2.0),
     ):
         assert wrong_line(claimed, own, clip)
+
+
+share = st.floats(-0.4, 0.4)
+
+
+@given(st.floats(-6.0, 6.0), share, share, st.floats(1e-6, 1e6), st.integers(1, 3))
+def test_what_one_member_goes_along_with_the_next_one_does_too(
+    claimed: float, own: float, other: float, norm: float, times: int
+) -> None:
+    """Two honest members that add up in different orders, and a claim somewhere near; numbers in units of what their
+    own may differ by."""
+    clip = Clipping(1.0, 1e-6)
+    projection_error, norm_error = line_tolerance(norm, clip.radius, PART_ELEMENTS_MAX)
+
+    def line(off: float) -> Line:
+        return Line((off * projection_error, 0.0, 0.0), norm + off * norm_error)
+
+    if not wrong_line(line(claimed), line(own), clip, times):
+        assert not wrong_line(line(claimed), line(other), clip, times + 1)
+    if not wrong_norm(line(claimed).norm, line(own).norm, times):
+        assert not wrong_norm(line(claimed).norm, line(other).norm, times + 1)
 
 
 # --- how long an aggregate can be ----------------------------------------------------------------------------

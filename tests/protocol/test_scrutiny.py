@@ -16,7 +16,7 @@ from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Aggregate, Commit, Kind, Projection, bitmap_of
 from crowdsurf.protocol.outcome import opened_beacon
 from crowdsurf.protocol.projection import LENGTH_SLACK, LENGTH_SPREAD, Line
-from crowdsurf.protocol.scrutiny import Scrutiny, fits, line_about, lines_of
+from crowdsurf.protocol.scrutiny import INCLUDING, Scrutiny, fits, line_about, lines_of
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import RIGHT, name
 
@@ -98,8 +98,8 @@ def test_everybody_that_holds_an_aggregate_knows_the_line_about_nothing(line: tu
     """Else whoever leaves others out could say of nothing what makes its lines add up."""
     few = {"included": bitmap_of([0, 3], 4), "absent": 2}
     scrutiny, true = looked_at(), (0.0, 0.0, 0.0, 1.0)
-    assert not scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], true)), BEACON)
-    assert scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], line)), BEACON)
+    assert not scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], true)), BEACON, INCLUDING)
+    assert scrutiny.misdescribes(shown(**few, lines=(*GOOD.lines[:2], line)), BEACON, INCLUDING)
 
 
 # --- what has to be worked out -------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ def test_who_contributed_nothing_knows_lengths_and_no_lines() -> None:
     scrutiny.to_check(0, NAMES, BEACON)
     scrutiny.on_checked(AggregatesChecked(0, NAMES, BEACON, (), (RIGHT,) * 4))
     assert known_to(scrutiny)[0]
-    assert not scrutiny.is_false(shown(lines=lines(0.5, 0.0, 0.0)), BEACON)
-    assert scrutiny.is_false(shown(norm=1.1), BEACON)
+    assert not scrutiny.is_false(shown(lines=lines(0.5, 0.0, 0.0)), BEACON, INCLUDING)
+    assert scrutiny.is_false(shown(norm=1.1), BEACON, INCLUDING)
 
 
 # --- what it publishes ---------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def test_nobody_publishes_what_would_convict_it(about: tuple[Line, ...]) -> None
 def test_an_honest_projection_is_neither_unproven_nor_false() -> None:
     scrutiny = looked_at()
     assert not scrutiny.is_unproven(shown(), aggregate(), COMMITS)
-    assert not scrutiny.is_false(shown(), BEACON)
-    assert not scrutiny.contradicts(GOOD, BEACON)
+    assert not scrutiny.is_false(shown(), BEACON, INCLUDING)
+    assert not scrutiny.contradicts(GOOD, BEACON, INCLUDING)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_leaves_an_aggregate_without_value(changes: dict[str, Any]) -> None
 
 def test_another_message_proves_nothing() -> None:
     assert fresh().is_unproven(STEP.aggregate(0), aggregate(), COMMITS)
-    assert not looked_at().is_false(STEP.aggregate(0), BEACON)
+    assert not looked_at().is_false(STEP.aggregate(0), BEACON, INCLUDING)
 
 
 def test_an_aggregate_may_be_as_long_as_what_the_majority_committed_to() -> None:
@@ -228,9 +228,9 @@ def test_an_aggregate_may_be_as_long_as_what_the_majority_committed_to() -> None
 
 def test_a_length_that_is_not_that_of_the_bytes_is_false() -> None:
     scrutiny = looked_at(norm=0.9)
-    assert scrutiny.is_false(shown(), BEACON)
-    assert not scrutiny.is_false(shown(norm=0.9), BEACON)
-    assert not scrutiny.contradicts(GOOD, BEACON)  # it is nobody's line, so nobody can be accused of it
+    assert scrutiny.is_false(shown(), BEACON, INCLUDING)
+    assert not scrutiny.is_false(shown(norm=0.9), BEACON, INCLUDING)
+    assert not scrutiny.contradicts(GOOD, BEACON, INCLUDING)  # it is nobody's line, so nobody can be accused of it
 
 
 @pytest.mark.parametrize("direction", range(3))
@@ -240,19 +240,19 @@ def test_a_line_that_is_not_so_is_contradicted_by_the_member_it_is_about(directi
     said = shown(lines=lines(*values))
     assert isinstance(said.payload, Projection)
     for me, is_wrong in ((0, True), (1, True), (2, False), (3, False)):
-        assert looked_at(me=me).contradicts(said.payload, BEACON) == is_wrong
-        assert looked_at(me=me).is_false(said, BEACON) == is_wrong
-    assert not fresh().contradicts(said.payload, BEACON)  # it does not know yet
-    assert not fresh().is_false(said, BEACON)
+        assert looked_at(me=me).contradicts(said.payload, BEACON, INCLUDING) == is_wrong
+        assert looked_at(me=me).is_false(said, BEACON, INCLUDING) == is_wrong
+    assert not fresh().contradicts(said.payload, BEACON, INCLUDING)  # it does not know yet
+    assert not fresh().is_false(said, BEACON, INCLUDING)
 
 
 def test_a_wrong_distance_is_contradicted_too() -> None:
     said = msgspec.structs.replace(GOOD, lines=((0.0, 0.0, 0.0, 2.0), *GOOD.lines[1:]))
-    assert looked_at(me=0).contradicts(said, BEACON)
-    assert not looked_at(me=1).contradicts(said, BEACON)
+    assert looked_at(me=0).contradicts(said, BEACON, INCLUDING)
+    assert not looked_at(me=1).contradicts(said, BEACON, INCLUDING)
 
 
 def test_who_was_left_out_has_no_line_to_contradict() -> None:
     without = msgspec.structs.replace(GOOD, included=b"\6", lines=lines(0.5, 0.0, 0.0)[:2])
-    assert not looked_at(me=0).contradicts(without, BEACON)
-    assert looked_at(me=1).contradicts(without, BEACON)
+    assert not looked_at(me=0).contradicts(without, BEACON, INCLUDING)
+    assert looked_at(me=1).contradicts(without, BEACON, INCLUDING)

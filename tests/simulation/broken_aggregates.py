@@ -83,9 +83,9 @@ def believes_lines_about_nothing(patch: Patch) -> None:
     """The line about a row of zeros is not compared with the bytes."""
     honest = Scrutiny.misdescribes
 
-    def misdescribes(self: Scrutiny, said: Any, beacon: bytes) -> bool:
+    def misdescribes(self: Scrutiny, said: Any, beacon: bytes, times: float) -> bool:
         present = msgspec.structs.replace(said.payload, absent=0)
-        return honest(self, said._replace(payload=present), beacon)
+        return honest(self, said._replace(payload=present), beacon, times)
 
     patch.setattr(Scrutiny, "misdescribes", misdescribes)
 
@@ -108,7 +108,7 @@ def validates_gradients_only(patch: Patch) -> None:
 @defect("outspoken", (0, 2, 3), liar=liars.ClaimsToBeLong, steps=16)
 def believes_committed_lengths(patch: Patch) -> None:
     """A validator does not compare lengths."""
-    patch.setattr(auditor, "is_as_recomputed", lambda commit, found: commit.parts == found.parts)
+    patch.setattr(auditor, "is_as_recomputed", lambda commit, found, *_: commit.parts == found.parts)
 
 
 @defect("no_honest_ban", liar=WrongProjection)
