@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from crowdsurf.peer.byzantine import BORNE, NONE, TABLES, Cell, Study, cells_of
+from crowdsurf.peer.byzantine import BORNE, BY_AGGREGATORS, NONE, TABLES, Cell, Study, cells_of
 from crowdsurf.protocol.assignment import rate_of
 from crowdsurf.protocol.sim import theory
 
@@ -163,7 +163,8 @@ def _baselines(results: Results) -> Iterator[str]:
     yield "## The same without verification"
     yield ""
     yield "A trusted server that aggregates right and checks nobody: the same runs with `--validators 0` and another"
-    yield "rule, and the audited ones from above. Final accuracy in percent, mean (lowest–highest)."
+    yield "rule, and the audited ones from above. Final accuracy in percent, mean (lowest–highest). What aggregators alone"
+    yield f"can do ({', '.join(BY_AGGREGATORS)}) is missing: the server is the only one."
     yield ""
     audited = [f"audits, {m} of {study.peers}" for m in study.validators]
     yield "| attack | " + " | ".join((*audited, *study.baselines)) + " |"
