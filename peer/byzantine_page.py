@@ -163,8 +163,8 @@ def _baselines(results: Results) -> Iterator[str]:
     yield "## The same without verification"
     yield ""
     yield "A trusted server that aggregates right and checks nobody: the same runs with `--validators 0` and another"
-    yield "rule, and the audited ones from above. Final accuracy in percent, mean (lowest–highest). What aggregators alone"
-    yield f"can do ({', '.join(BY_AGGREGATORS)}) is missing: the server is the only one."
+    yield "rule, and the audited ones from above. Final accuracy in percent, mean (lowest–highest). What only"
+    yield f"aggregators can do ({', '.join(BY_AGGREGATORS)}) is missing: the server is the only one."
     yield ""
     audited = [f"audits, {m} of {study.peers}" for m in study.validators]
     yield "| attack | " + " | ".join((*audited, *study.baselines)) + " |"
@@ -300,7 +300,8 @@ def _withholding(results: Results) -> Iterator[str]:
         )
     yield ""
     yield "The last goal is no audit: the beacon of a void step, the same whoever made it void, still deals the"
-    yield "next step's duties. Who is left out shifts the others' places by one; the row's theory counts that."
+    yield "next step's duties. Who is left out shifts the others' places by one; the row's theory counts from where"
+    yield "the colluders stand, which is the same in every trial."
     yield ""
     yield "A nonce that is kept back postpones an audit and does not prevent it: three others look at that work as"
     yield "soon as there is a beacon again. Colluders that all cheat, withhold whenever one would be found, and join"

@@ -188,21 +188,20 @@ def expected(game: Game) -> float:
         return theory.rerun_probability(EVENT, game.identities)
     if game.strategy == "proposer":
         first = 1 - game.byzantine / game.peers
-        return 1 - first * (1 - _best_place(game.peers, game.byzantine) if game.identities else 1.0)
+        return 1 - first * (1 - _best_place(game) if game.identities else 1.0)
     # The group shrinks with every sacrifice, and all that was sacrificed is looked at in every later draw.
     return 1 - math.prod(1 - _clean(game, k) for k in range(game.identities + 1))
 
 
-def _best_place(n: int, b: int) -> float:
-    """The probability that a colluder comes first in the order of n - 1, if the one left out is chosen among them: the
-    first place falls on one of two neighbours, the second one if who is left out stands before it."""
-    rest, hits = n - 2, 0
-    for place in range(n - 1):
-        both = math.comb(rest, b - 2)
-        former = math.comb(rest, b - 1) - math.comb(place, b - 1)
-        latter = math.comb(rest, b - 1) - math.comb(rest - place, b - 1)
-        hits += both + former + latter
-    return hits / (n - 1) / math.comb(n, b)
+def _best_place(game: Game) -> float:
+    """The probability that a colluder comes first in the order of all but one, if the one left out is chosen among
+    them. Members stand in the order of their ids, which is the same in every trial: the first place falls on one of two
+    neighbours."""
+    table = Table(game, 0)
+    members, colluders = table.head.roster.peers, table.colluders
+    orders = [[peer for peer in members if peer != left_out] for left_out in colluders]
+    places = range(len(members) - 1)
+    return sum(any(order[place] in colluders for order in orders) for place in places) / len(places)
 
 
 def _clean(game: Game, sacrificed: int) -> float:

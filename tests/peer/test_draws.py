@@ -32,6 +32,12 @@ def test_every_identity_buys_one_more_draw() -> None:
     assert expected(Game("dodge", 0, 2)) == pytest.approx(theory.catch_distribution(16, 7, 2)[0])
 
 
+def test_who_proposes_first_depends_on_where_colluders_stand() -> None:
+    """Of fifteen places eight fall on one of the seven for some choice of whom to leave out, and 7 of 16 did before."""
+    assert expected(Game("proposer", 0)) == pytest.approx(7 / 16)
+    assert expected(Game("proposer", 1)) == pytest.approx(1 - 9 / 16 * 7 / 15)
+
+
 def test_dodging_an_audit_buys_little_because_what_was_hidden_is_looked_at() -> None:
     free, once = expected(Game("dodge", 0)), expected(Game("dodge", 1))
     assert once - free < 0.1 * (theory.rerun_probability(free, 1) - free)
