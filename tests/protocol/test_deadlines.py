@@ -139,7 +139,8 @@ def test_not_everybody_that_was_ever_a_member_is_remembered() -> None:
 def test_aggregates_that_come_late_lengthen_no_later_wait() -> None:
     """Their aggregators may have waited for a part that somebody keeps back, as long as a part may take; were that
     learned from, they would wait longer in the next step."""
-    step, timing = CompleteStep(4), timing_of(CompleteStep(4).manifest)
+    step = CompleteStep(4)
+    timing = timing_of(step.manifest)
     order = assignment.proposers(step.head.beacon, step.head.roster, 0)
     machine = StepMachine(step.facts, step.signers[order[3]], step.run_id, ELEMENTS, timing, now=0.0)
     machine.start([], [], None, 0.0)
