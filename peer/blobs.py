@@ -59,6 +59,8 @@ class _StepMemory:
     """For what has no room in the above: see `_claim`."""
     claims: dict[int, object] = field(default_factory=dict)
     """By part, for which aggregate its place in the averaged gradient is."""
+    rows: dict[tuple[int, int], Digest] = field(default_factory=dict)
+    """By part and member, for which bytes that row of the inbox is."""
     held: set[Digest] = field(default_factory=set)
 
     def all(self) -> list[_Memory]:
@@ -147,10 +149,17 @@ class BlobStore:
         return segment, is_there
 
     def expect_part(self, effect: ExpectPart) -> None:
-        """Make an inbox row for a contributor's part."""
-        memory = self._step(effect.step, effect.parts)
-        inbox = self._inbox(memory, effect.part)
-        self._expect(effect.step, effect.digest, Place(inbox, effect.member * effect.blob_bytes, effect.blob_bytes))
+        """Make an inbox row for a contributor's part. A member may have committed to two, one after the other: the
+        second one lies beside, so that nothing is ever written over bytes that are checked."""
+        memory, nbytes = self._step(effect.step, effect.parts), effect.blob_bytes
+        if memory.rows.setdefault((effect.part, effect.member), effect.digest) == effect.digest:
+            self._expect(
+                effect.step, effect.digest, Place(self._inbox(memory, effect.part), effect.member * nbytes, nbytes)
+            )
+        elif not self._holds_in(effect.step, effect.digest) and not self._expects_in(
+            effect.step, effect.digest, nbytes
+        ):
+            self._expect(effect.step, effect.digest, Place(self._take_beside(memory, nbytes), 0, nbytes))
 
     def expect_aggregate(self, effect: ExpectAggregate) -> None:
         """Make a place in the averaged gradient for an aggregated part."""
@@ -244,12 +253,14 @@ class BlobStore:
     def rows(self, step: int, part: int, inputs: tuple[tuple[int, Digest], ...]) -> tuple[Segment, list[int]]:
         """The inbox segment of a part and the byte offset of each input's row, in order.
 
-        Our own part (and bytes that two contributors share) is copied into its row; all others are there already.
+        Our own part (and bytes that two contributors share) is copied into its row; all others are there already. If a
+        row is for other bytes, which may come in at any time, all are copied into memory of their own.
         """
         memory = self._steps[step]
-        inbox = self._inbox(memory, part)
         start, stop = part_ranges(self._elements, memory.parts)[part]
         nbytes = (stop - start) * ELEMENT_BYTES
+        is_clear = all(memory.rows.setdefault((part, member), digest) == digest for member, digest in inputs)
+        inbox = self._inbox(memory, part) if is_clear else self._take_beside(memory, memory.parts * nbytes)
         offsets = []
         for member, digest in inputs:
             place, offset = self.place_of(digest), member * nbytes
@@ -265,7 +276,7 @@ class BlobStore:
     def add_aggregate(self, step: int, digest: Digest, place: Place) -> None:
         """Our own aggregate of a part is written to its place and has this digest."""
         if step in self._steps:
-            self._expected.pop(digest, None)
+            self._expect_no_more(step, {digest})
             self._hold(step, digest, place)
 
     def place_of(self, digest: Digest) -> Place:
@@ -323,11 +334,7 @@ class BlobStore:
                 self._held[digest] = [item for item in self._held[digest] if item[0] != step]
                 if not self._held[digest]:
                     del self._held[digest]
-            self._expected = {
-                name: left
-                for name, places in self._expected.items()
-                if (left := [item for item in places if item[0] != step])
-            }
+            self._expect_no_more(step, set(self._expected))
             for used in memory.all():
                 used.retired = True
                 self._give_back(used)
@@ -395,6 +402,12 @@ class BlobStore:
             if not self._expects_in(step, digest, place.nbytes):
                 places.append((step, place))
             self._notify()
+
+    def _expect_no_more(self, step: int, digests: set[Digest]) -> None:
+        for digest in digests & set(self._expected):
+            self._expected[digest] = [item for item in self._expected[digest] if item[0] != step]
+            if not self._expected[digest]:
+                del self._expected[digest]
 
     def _expects_in(self, step: int, digest: Digest, nbytes: int) -> bool:
         places = self._expected.get(digest, ())

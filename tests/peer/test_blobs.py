@@ -197,6 +197,23 @@ def test_a_part_that_two_steps_wait_for_comes_for_both(store: BlobStore) -> None
     assert not store.is_expected(zero)
 
 
+def test_two_parts_of_one_member_do_not_overwrite_each_other(store: BlobStore) -> None:
+    """Whoever commits twice, and is in two cuts, could else have a part that was checked turn into anything: then its
+    aggregator would be convicted for what it says about it."""
+    first, second = name("first"), name("second")
+    store.expect_part(part(0, first, member=1))
+    store.expect_part(part(0, second, member=1))
+    assert fill(store, second, b"2" * 20)
+    with store.receiving(first, 20, ignore) as place:
+        assert place is not None
+        place.view[:] = b"?" * 20
+        segment, rows = store.rows(0, 0, ((1, second),))
+        place.view[:] = b"!" * 20
+        assert bytes(segment.view[rows[0] : rows[0] + 20]) == b"2" * 20
+        with store.lend(second) as view:
+            assert view == b"2" * 20
+
+
 def test_the_aggregate_of_one_contributor_is_lent_when_its_gradient_is_not(store: BlobStore) -> None:
     """They are the same bytes."""
     store.gradient(0, 2)
