@@ -271,13 +271,19 @@ class AcceptedCut:
                 return False
         return next(self._silent(gone), None) is None
 
+    def judge_again(self, part: int) -> None:
+        """The aggregator of a part has published something else about it, too."""
+        if part in self._fixed:
+            self._unjudged.add(part)
+
     def _objection(self, part: int, scrutiny: Scrutiny, beacon: Digest) -> Accusation | None:
-        """What this member has to say against the projection of a part, once it has come and can be judged."""
-        shown = self._transcript.projection(self.name, part, self.duties[part])
-        projection = shown.payload if shown is not None else None
-        if shown is None or not isinstance(projection, Projection):
-            return None
-        if projection.part != part or not scrutiny.is_known(part, projection.aggregate, beacon):
-            return None
-        self._unjudged.discard(part)
-        return objection_to(shown, scrutiny.me) if scrutiny.contradicts(projection, beacon, ACCUSING) else None
+        """What this member has to say against a projection of a part, once it has come and can be judged. Of a liar
+        that signed several any one may be what others let it count by."""
+        for shown in self._transcript.projections_said(self.name, part, self.duties[part]):
+            projection = shown.payload
+            if not isinstance(projection, Projection) or not scrutiny.is_known(part, projection.aggregate, beacon):
+                continue
+            self._unjudged.discard(part)
+            if scrutiny.contradicts(projection, beacon, ACCUSING):
+                return objection_to(shown, scrutiny.me)
+        return None

@@ -57,7 +57,8 @@ class CatchUp:
         self._waiting, self._asked_step = False, None
         if contradicted or unproven or step > head_step:
             return False
-        self.step, self.digest = step, digest
+        # Bytes are held for a step, and go with it, also if those of the next step are the same.
+        self.step, self.digest, self._held = step, digest, set()
         return True
 
     def lose_state(self) -> None:

@@ -123,7 +123,9 @@ class Election:
         try:
             missing = self._holdings.examine(header, is_bound or has_prepared)
         except Refusal as refusal:
-            self._refuse_once(opened, refusal)
+            if self._refuse_once(opened, refusal):
+                for said in self._transcript.objections(header.cut):
+                    self._tell(SendEnvelope(self._following(view), said.envelope))
             return
         if not missing.nothing:
             for effect in self._asking.for_missing(missing, proposer, now) + self._holdings.to_check(missing, header):
@@ -163,14 +165,17 @@ class Election:
         R-4.24)."""
         dropped = self._holdings.left_out(header)
         if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
-            view = opened.envelope.view + 1
-            following = {self._proposer_of(later) for later in range(view, view + _TOLD_OF_OVERLOOKED)}
-            told = tuple(peer for peer in self._asking.others() if peer in following)
+            told = self._following(opened.envelope.view)
             for peer in dropped:
                 for said in self._transcript.own(peer):
                     if said.envelope.kind in _WORK:
                         self._tell(SendEnvelope(told, said.envelope))
         return bool(dropped)
+
+    def _following(self, view: int) -> tuple[PeerId, ...]:
+        """Who proposes next."""
+        following = {self._proposer_of(later) for later in range(view + 1, view + 1 + _TOLD_OF_OVERLOOKED)}
+        return tuple(peer for peer in self._asking.others() if peer in following)
 
     def _may_void(self, header: Header, now: float) -> bool:
         """Whether those whose nonce a header lacks had their chance (SPEC R-4.19)."""

@@ -50,6 +50,7 @@ from crowdsurf.protocol.messages import (
     Kind,
     Payload,
     Prepare,
+    Projection,
     ViewChange,
     Vote,
     bitmap_of,
@@ -240,6 +241,8 @@ class StepMachine:
         with contextlib.suppress(Refusal):
             checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
             if self.transcript.add_conflicting(opened):
+                if self.accepted is not None and isinstance(opened.payload, Projection):
+                    self.accepted.judge_again(opened.payload.part)
                 self.advance(now)
 
     def on_message(self, opened: Opened, now: float) -> None:
@@ -435,6 +438,8 @@ class StepMachine:
         header = self.ballot.strongest_lock()
         if header is None:
             header = self.holdings.header_of(accepted.name, accepted.cut)
+            for objection in self.transcript.objections(accepted.name):  # why a part that others hold is void
+                self.effects.append(SendEnvelope(self._asking.others(), objection.envelope))
         self._say(Kind.OUTCOME, view, b"", header)
 
     def _consider_outcome(self, now: float) -> None:
@@ -501,8 +506,9 @@ class StepMachine:
         return opened.digest, opened.payload
 
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
-        cut = self.transcript.cut(aggregate.cut)
-        if cut is None or aggregate.digest in self._blobs or self.facts.duties(cut)[aggregate.part] != sender:
+        """Make room for it, if it is of a cut that this member has accepted: others cost their author nothing."""
+        known = self._cuts.get(Digest(aggregate.cut))
+        if known is None or aggregate.digest in self._blobs or known.duties[aggregate.part] != sender:
             return
         self.effects.append(self._asking.expectation(aggregate.part, Digest(aggregate.digest)))
 

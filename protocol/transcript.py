@@ -7,7 +7,7 @@ of slots per view, and only so many views are kept. SPEC.md §2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.cases import cut_objected_to
@@ -36,6 +36,8 @@ class Transcript:
         """By cut digest, part and sender; whether the sender is the part's aggregator is for the caller to ask."""
         self.projections: dict[tuple[bytes, int, PeerId], Opened] = {}
         """By cut digest, part and sender, as aggregates."""
+        self._projections_said: dict[tuple[bytes, int, PeerId], list[Opened]] = {}
+        """Every projection signed for a part, also by a liar that signed several."""
         self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
         """Every aggregate signed for a part, also by a liar that signed two."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
@@ -72,7 +74,7 @@ class Transcript:
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
         elif isinstance(payload, Projection):
-            self._by_digest.setdefault(opened.digest, {})[sender] = opened
+            self._add_projection(opened, payload)
             self.projections[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Commit):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
@@ -156,6 +158,10 @@ class Transcript:
         """What the aggregator of a part published about it, if heard."""
         return self.projections.get((cut, part, aggregator))
 
+    def projections_said(self, cut: bytes, part: int, aggregator: PeerId) -> Sequence[Opened]:
+        """All that the aggregator of a part has published about it, in the order heard."""
+        return self._projections_said.get((cut, part, aggregator), ())
+
     def projection_with(self, digest: bytes, aggregator: PeerId) -> Opened | None:
         """The projection with this payload digest that an aggregator has signed, if heard."""
         found = self._by_digest.get(digest, {}).get(aggregator)
@@ -174,6 +180,14 @@ class Transcript:
     def objectors(self, cut: bytes, aggregator: PeerId) -> set[PeerId]:
         """Members that object to what an aggregator published about a cut."""
         return self._objectors.get((cut, aggregator), set())
+
+    def objections(self, cut: bytes) -> list[Opened]:
+        """One objection for each aggregator of a cut that somebody objects to."""
+        found: dict[bytes, Opened] = {}
+        for said in self.of_kind(Kind.ACCUSATION) if self._objectors else ():
+            if isinstance(said.payload, Accusation) and cut_objected_to(said.payload) == cut:
+                found.setdefault(said.payload.accused, said)
+        return list(found.values())
 
     def of_kind(self, kind: Kind) -> list[Opened]:
         """Every message of a kind, in the order heard."""
@@ -200,7 +214,9 @@ class Transcript:
         said = self._per_member.get(sender, 0)
         if sender in self._by_digest.get(opened.digest, {}) or said >= _MESSAGES_PER_MEMBER_MAX:
             return False
-        if isinstance(payload, Commit | Cut | Projection):
+        if isinstance(payload, Projection):
+            self._add_projection(opened, payload)
+        elif isinstance(payload, Commit | Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
@@ -215,6 +231,10 @@ class Transcript:
             return False
         self._per_member[sender] = said + 1
         return True
+
+    def _add_projection(self, opened: Opened, projection: Projection) -> None:
+        self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
+        self._projections_said.setdefault((projection.cut, projection.part, opened.sender), []).append(opened)
 
     def _add_reveal(self, opened: Opened, reveal: Reveal) -> None:
         self._reveals_said.setdefault(reveal.cut, []).append(opened)

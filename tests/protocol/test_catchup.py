@@ -81,6 +81,21 @@ def test_several_steps_are_applied_one_after_the_other() -> None:
     assert catch_up.advance(3, OTHERS) == []
 
 
+def test_a_part_that_is_the_same_in_two_steps_is_asked_for_in_both() -> None:
+    """The bytes go with the step that they were held for: a layer that has died has the same update in every step."""
+    catch_up, parts = CatchUp(ELEMENTS), certificate(0).header.parts
+    for step in range(2):
+        header = msgspec.structs.replace(certificate(step).header, parts=parts)
+        catch_up.remember(Certificate(header, STEP.certificate().votes))
+    for step in range(2):
+        assert catch_up.accept_state(step, name("state", step), False, 2)
+        fetched = [effect.digest for effect in catch_up.advance(2, OTHERS) if isinstance(effect, FetchBlob)]
+        assert fetched == list(parts)
+        for part in parts:
+            catch_up.on_blob(part)
+        assert catch_up.advance(2, OTHERS) == [ApplyUpdate(step, parts)]
+
+
 def test_parts_nobody_has_any_more_mean_a_whole_state() -> None:
     catch_up = behind(1, 4)
     catch_up.advance(4, OTHERS)

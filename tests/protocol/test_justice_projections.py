@@ -5,17 +5,18 @@ The idea: the cheats are in `court.py`. Here a lie is any line that is not `RIGH
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
 import pytest
 
 from crowdsurf.protocol import events
-from crowdsurf.protocol.cases import proof_holds
+from crowdsurf.protocol.cases import part_subject, proof_holds
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import run_id_of
-from crowdsurf.protocol.messages import Accusation, Kind, Reason, Reveal
+from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Projection, Reason, Reveal, indexes_of
 from crowdsurf.protocol.projection import Line, clipping_of
 from crowdsurf.protocol.tolerance import LENGTH_ERROR
 from tests.protocol.court import (
@@ -187,6 +188,74 @@ def test_an_aggregator_that_publishes_nothing_has_a_void_part_and_a_strike() -> 
 
 SILENT = (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.VIEW_CHANGE)
 """What would settle a step."""
+
+
+Change = Callable[[PeerId, Envelope], Envelope | None]
+"""What a liar sends to somebody in place of a message; nothing."""
+
+
+def working_swarm_with_two_faces(count: int, change: Change) -> tuple[Swarm, FakePeer]:
+    """A member, which neither proposes nor validates, says in one step to each what `change` makes of its messages, and
+    nothing that would settle the step."""
+    swarm = working_swarm(count, STEP, steps=10)
+    liar = next(peer for peer in workers(swarm) if peer is not proposer_of(swarm))
+    send = swarm.deliver
+
+    def deliver(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+        if said is None or sender is not liar or (said.step, said.sender) != (STEP, liar.id):
+            send(sender, to, event)
+            return
+        other = None if said.kind in (*SILENT, Kind.OUTCOME) else change(to, said)
+        if other is not None:
+            send(sender, to, events.EnvelopeReceived(liar.id, other))
+
+    swarm.deliver = deliver  # type: ignore[method-assign]
+    return swarm, liar
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_an_objection_that_half_of_the_members_are_shown_reaches_the_others(count: int) -> None:
+    """Who has heard it lets the part not count, and who has not heard it does not do without: nobody had a quorum."""
+    aware = set[PeerId]()
+
+    def change(to: PeerId, said: Envelope) -> Envelope | None:
+        return said if said.kind != Kind.ACCUSATION or to in aware else None
+
+    swarm, liar = working_swarm_with_two_faces(count, change)
+    honest = others_of(swarm, liar)
+    aware |= {peer.id for peer in honest[: len(honest) // 2]}
+    victim = next(peer for peer in honest if peer is not proposer_of(swarm))
+    see_wrong_lines(liar, {victim.id}, range(STEP, STEP + 1))
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, liar, reason=Reason.FALSE_ACCUSATION)
+
+
+@pytest.mark.parametrize("count", [5, 8])
+def test_an_aggregator_that_says_something_else_to_everybody_is_objected_to(count: int) -> None:
+    """To each a projection that is true about itself alone: each lets its own copy count, finds that of the others
+    false, and nobody had a quorum."""
+
+    def change(to: PeerId, said: Envelope) -> Envelope:
+        projection = opened(said).payload
+        if not isinstance(projection, Projection):
+            return said
+        members = swarm.list[0].node.chain.head.roster.peers
+        others = [
+            place
+            for place, index in enumerate(indexes_of(projection.included))
+            if members[index] not in (to, said.sender)
+        ]
+        lines = list(projection.lines)
+        for number, place in enumerate(others):
+            lines[place] = (0.5 if number == 0 else -0.5 / (len(others) - 1), *lines[place][1:])
+        false = msgspec.structs.replace(projection, lines=tuple(lines))
+        slot = Slot(said.step, said.view, Kind.PROJECTION, part_subject(false))
+        return seal(liar.signer, said.run_id, slot, false).envelope
+
+    swarm, liar = working_swarm_with_two_faces(count, change)
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, liar, reason=Reason.EQUIVOCATION)
 
 
 def test_reveals_that_name_other_aggregates_to_others_divide_nobody() -> None:

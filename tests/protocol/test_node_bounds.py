@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import msgspec
 
-from crowdsurf.protocol import effects, events, limits
+from crowdsurf.protocol import assignment, effects, events, limits, wire
+from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.messages import Commit, Envelope, Join, Kind, Vote
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Commit,
+    Cut,
+    Envelope,
+    Join,
+    Kind,
+    Vote,
+    bitmap_of,
+    payload_digest,
+)
 from crowdsurf.protocol.node import Node
 from tests.protocol.builders import CompleteStep
 from tests.protocol.swarm import ELEMENTS, FakeSigner, Swarm, manifest_for, name, verify_mac
@@ -193,3 +204,26 @@ def test_the_newest_step_number_and_the_largest_group_are_no_trouble() -> None:
     assert node.handle(events.StateReady(0, name("state 0")), 0.0)
     last = seal(signers[1], node.chain.run_id, Slot(2**48, 65535, Kind.VOTE, b""), Vote(name("x"))).envelope
     assert codes(node.handle(events.EnvelopeReceived(PeerId(last.sender), last), 0.0)) == [Code.FUTURE]
+
+
+def test_aggregates_of_cuts_that_nobody_accepted_take_no_memory() -> None:
+    """A member may propose in every later view that is its own, each time a cut of commits that it made up, and say
+    what its part of each is: room is made for none of them."""
+    swarm = started_swarm()
+    node, liar = swarm.list[0].node, swarm.list[1]
+    head, size = node.chain.head, len(swarm.list)
+    place = assignment.proposers(head.beacon, head.roster, head.step).index(head.roster.indexes[liar.id])
+    part = assignment.aggregators(head.beacon, tuple(range(size)), size).index(head.roster.indexes[liar.id])
+    wanted: list[effects.Effect] = []
+    for number in range(20):
+        cut = Cut(head.previous, tuple((index, name("made up", number, index)) for index in range(size)))
+        aggregate = Aggregate(payload_digest(wire.pack(cut)), part, name("aggregate", number), bitmap_of([0, 1], size))
+        for kind, view, subject, payload in (
+            (Kind.PROPOSAL, place + size * (number + 1), b"", cut),
+            (Kind.AGGREGATE, 0, part_subject(aggregate), aggregate),
+        ):
+            envelope = seal(liar.signer, node.chain.run_id, Slot(head.step, view, kind, subject), payload).envelope
+            wanted += node.handle(events.EnvelopeReceived(liar.id, envelope), swarm.now)
+    assert codes(wanted) == []
+    assert not any(isinstance(effect, effects.ExpectAggregate) for effect in wanted)
+    finish(swarm)
