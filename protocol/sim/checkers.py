@@ -327,25 +327,34 @@ def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
 
 
 class Progress(Checker):
-    """After faults have stopped every honest peer gets on, unless honest ones rest for what failed and the others are
-    no quorum any more (SPEC, "Not guaranteed yet"); `finish` is asked once, at the end."""
+    """After faults have stopped every honest peer gets on, unless honest ones are out for what failed and the others
+    are no quorum any more, or everybody that it knows has left (SPEC, "Not guaranteed yet"); `finish` is asked once, at
+    the end."""
 
     name = "progress"
 
     def finish(self, host: Host, done: bool) -> None:
         """Note whether a host got where it should."""
-        if not done and not _rests_cost_the_quorum(host):
+        if not done and not _faults_cost_the_quorum(host) and not _knows_nobody(host):
             state = "is waiting" if host.alive else "is dead"
             missing = host.node.machine.phase.name if host.node.machine is not None else "no step"
             self.report(host, f"it {state} in step {host.step} ({missing}), its state is that before {host.state_step}")
 
 
-def _rests_cost_the_quorum(host: Host) -> bool:
-    hosts, head = host.world.hosts, host.node.chain.head
-    honest = sum(peer in hosts and hosts[peer].honest for peer in head.roster.peers)
-    out = (hosts.get(PeerId(peer)) for peer in head.roster.kept_out(head.step))
-    rests = any(other is not None and other.honest for other in out)
-    return rests and honest < quorum_of(len(head.roster), host.node.manifest.quorum)
+def _faults_cost_the_quorum(host: Host) -> bool:
+    """Whether somebody honest is out, because it rests or has missed too many steps, and too few honest members of the
+    newest roster are there without it."""
+    there = [other for other in host.world.hosts.values() if other.honest and other.started and not other.finished]
+    newest = max(there, key=lambda other: other.step)
+    roster = newest.node.chain.head.roster
+    members = sum(other.id in roster.indexes for other in there)
+    return members < len(there) and members < quorum_of(len(roster), host.node.manifest.quorum)
+
+
+def _knows_nobody(host: Host) -> bool:
+    """Whether it is new, and all that it could ask have left."""
+    known = (host.world.hosts.get(peer) for peer in host.node.chain.head.roster.peers)
+    return host.step == 0 and all(other is None or bool(other.finished) for other in known)
 
 
 class NothingDropped(Checker):

@@ -37,6 +37,8 @@ FETCH_SECONDS_MAX = 3.0
 WORKER_START_SECONDS = 1.0
 LEAVE_SECONDS_MAX = 8.0
 """How long the others may take to let a leaver go."""
+WENT = "stopped on request"
+"""Why a host has finished that went without being let go."""
 NO_STATE_PAUSE_SECONDS = 1.0
 CLOCK_ROUNDING_SECONDS = 1e-6
 """Going from one clock to the other and back must not make a deadline come a hair too early for ever."""
@@ -177,7 +179,7 @@ class Host:
         if not self.finished and not may_go(self):
             self.later(1.0, self._go, may_go)
             return
-        self.finished = self.finished or "stopped on request"
+        self.finished = self.finished or WENT
         self.crash()
 
     def lose_worker(self) -> None:

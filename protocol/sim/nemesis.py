@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from crowdsurf.protocol import events
 from crowdsurf.protocol.roster import quorum_of
-from crowdsurf.protocol.sim.host import Host, World
+from crowdsurf.protocol.sim.host import WENT, Host, World
 
 NOTICE_SECONDS_MAX = 1.0
 """How long it takes until others see that a connection broke."""
@@ -139,7 +139,10 @@ class Nemesis:
         roster = newest.node.chain.head.roster
         members = [self._world.hosts[peer] for peer in roster.peers if peer != host.id]
         there = [member for member in members if member.honest and not member.finished]
-        return host.id not in roster.indexes or len(there) >= quorum_of(len(roster), newest.node.chain.manifest.quorum)
+        # Who has asked to join, and goes before it is let in, may be let in all the same.
+        late = {host, *(other for other in self._strangers if other.finished == WENT)}
+        size = len(roster) + sum(other.id not in roster.indexes for other in late)
+        return len(there) >= quorum_of(size, newest.node.chain.manifest.quorum)
 
     # --- who is told -------------------------------------------------------------------------------------
 

@@ -23,11 +23,11 @@ from crowdsurf.protocol.messages import (
     Vote,
     header_digest,
 )
-from crowdsurf.protocol.roster import Resting, Roster
+from crowdsurf.protocol.roster import Roster
 from crowdsurf.protocol.sim import checkers, header_follows, justice
 from crowdsurf.protocol.sim.checkers import Checker, Violation
 from crowdsurf.protocol.sim.disk import Disk
-from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.host import WENT, Host
 from crowdsurf.protocol.sim.simulation import Simulation
 from tests.simulation.liars import signed
 from tests.simulation.runs import Setting, simulation
@@ -399,17 +399,26 @@ def test_progress(running: Simulation) -> None:
     assert len(checker.violations) == 2
 
 
-def test_nobody_gets_on_where_rests_cost_the_quorum(running: Simulation) -> None:
-    """Of three members one lies and one rests."""
-    checker, (one, liar, resting) = checkers.Progress(), running.hosts
+@pytest.mark.parametrize("ending", ["", WENT])
+def test_nobody_gets_on_where_faults_cost_the_quorum(running: Simulation, ending: str) -> None:
+    """Of three members one lies and one is out: for a while, or because it has left."""
+    checker, (one, liar, out) = checkers.Progress(), running.hosts
     liar.adversary = cast(Any, object())
-    chain = one.node.chain
-    members = tuple(member for member in chain.head.roster.members if member.peer != resting.id)
-    for rests, expected in (((), 1), ((Resting(resting.id, 99, 1),), 0)):
-        chain.head = chain.head._replace(roster=Roster(members, (), rests))
-        checker.finish(one, False)
-        assert len(checker.violations) == expected
-        checker.violations.clear()
+    chain, out.finished = one.node.chain, ending
+    members = tuple(member for member in chain.head.roster.members if member.peer != out.id)
+    chain.head = chain.head._replace(roster=Roster(members, ()))
+    checker.finish(one, False)
+    assert len(checker.violations) == bool(ending)
+
+
+@pytest.mark.parametrize("ending", ["", WENT])
+def test_a_newcomer_gets_nowhere_when_all_that_it_knows_have_left(running: Simulation, ending: str) -> None:
+    checker, (new, founder, _) = checkers.Progress(), running.hosts
+    chain, founder.finished = new.node.chain, ending
+    known = tuple(member for member in chain.head.roster.members if member.peer == founder.id)
+    chain.head = chain.head._replace(roster=Roster(known, ()))
+    checker.finish(new, False)
+    assert len(checker.violations) == (not ending)
 
 
 def test_awake_counts_the_calls_of_one_moment(running: Simulation) -> None:
