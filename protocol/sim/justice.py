@@ -70,7 +70,7 @@ class NoHonestRest(Checker):
     """As long as nothing fails but liars, no honest peer is left out for a while, whatever they withhold from it."""
 
     name = "no_honest_rest"
-    sees_effects = (effects.PersistCertificate,)
+    sees_effects = (effects.PersistCertificate, effects.ComputeWork)
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,8 +80,10 @@ class NoHonestRest(Checker):
     def on_effect(self, host: Host, effect: Effect) -> None:
         """Who is left out in the roster that follows?"""
         faults = host.world.network.faults
-        self._was_rough |= faults != faults.calm()
-        if self._was_rough or not host.honest or host.step <= self._seen:
+        self._was_rough |= faults != faults.calm()  # also where nothing is certified while it is
+        if not isinstance(effect, effects.PersistCertificate) or self._was_rough:
+            return
+        if not host.honest or host.step <= self._seen:
             return
         deadlines = host.node.manifest.deadlines
         if faults.latency_seconds_max * (1 + faults.jitter) > deadlines.delivery_seconds / 2:

@@ -149,6 +149,17 @@ def test_no_honest_rest(running: Simulation, faults: Faults) -> None:
     assert len(checker.violations) == (1 if faults == Faults() else 0)
 
 
+def test_nothing_is_said_about_rests_if_it_was_rough_before_anything_was_certified(running: Simulation) -> None:
+    checker, (host, _, victim) = checkers.NoHonestRest(), running.hosts
+    running.network.faults = Faults(crash_rate=1.0)
+    checker.on_effect(host, effects.ComputeWork(0, A, 3))
+    running.network.faults = Faults()
+    head = host.node.chain.head
+    host.node.chain.head = head._replace(step=1, roster=replace(head.roster, resting=(Resting(victim.id, 9),)))
+    checker.on_effect(host, fake_certificate(1))
+    assert checker.violations == []
+
+
 def voiding(host: Host, silent: Host) -> effects.PersistLock:
     """A vote of a host for a void step, in which one nonce is missing."""
     indexes = host.node.chain.head.roster.indexes
