@@ -133,9 +133,8 @@ class BlobStore:
         empty for one that is not asked for."""
         for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
             nbytes = (stop - start) * ELEMENT_BYTES
-            if name and not self.holds(Digest(name)) and not self._expects_in(step, Digest(name), nbytes):
-                memory = self._step(step, len(parts))
-                self._expect(step, Digest(name), Place(self._take_beside(memory, nbytes), 0, nbytes))
+            if name and not self.holds(Digest(name)) and self._is_new(step, Digest(name), nbytes):
+                self._expect(step, Digest(name), self._beside(self._step(step, len(parts)), nbytes))
 
     def gather(self, parts: tuple[bytes, ...]) -> tuple[Segment, list[bool]]:
         """A gradient made of these parts, as far as they are held, and which of them are. The segment is the caller's,
@@ -151,20 +150,17 @@ class BlobStore:
     def expect_part(self, effect: ExpectPart) -> None:
         """Make an inbox row for a contributor's part. A member may have committed to two, one after the other: the
         second one lies beside, so that nothing is ever written over bytes that are checked."""
-        memory, nbytes = self._step(effect.step, effect.parts), effect.blob_bytes
-        if memory.rows.setdefault((effect.part, effect.member), effect.digest) == effect.digest:
-            self._expect(
-                effect.step, effect.digest, Place(self._inbox(memory, effect.part), effect.member * nbytes, nbytes)
-            )
-        elif not self._holds_in(effect.step, effect.digest) and not self._expects_in(
-            effect.step, effect.digest, nbytes
-        ):
-            self._expect(effect.step, effect.digest, Place(self._take_beside(memory, nbytes), 0, nbytes))
+        step, digest, nbytes = effect.step, effect.digest, effect.blob_bytes
+        memory = self._step(step, effect.parts)
+        is_first = memory.rows.setdefault((effect.part, effect.member), digest) == digest
+        if self._is_new(step, digest, nbytes):
+            row = Place(self._inbox(memory, effect.part), effect.member * nbytes, nbytes)
+            self._expect(step, digest, row if is_first else self._beside(memory, nbytes))
 
     def expect_aggregate(self, effect: ExpectAggregate) -> None:
         """Make a place in the averaged gradient for an aggregated part."""
         step, digest = effect.step, effect.digest
-        if not self._holds_in(step, digest) and not self._expects_in(step, digest, effect.blob_bytes):
+        if self._is_new(step, digest, effect.blob_bytes):
             self._expect(step, digest, self._claim(self._step(step, effect.parts), effect.part, digest))
 
     # --- bytes coming in ---------------------------------------------------------------------------------
@@ -368,6 +364,9 @@ class BlobStore:
         begin, nbytes = start * ELEMENT_BYTES, (stop - start) * ELEMENT_BYTES
         if memory.claims.setdefault(part, claim) == claim:
             return Place(self._aggregate(memory), begin, nbytes)
+        return self._beside(memory, nbytes)
+
+    def _beside(self, memory: _StepMemory, nbytes: int) -> Place:
         return Place(self._take_beside(memory, nbytes), 0, nbytes)
 
     def _take_beside(self, memory: _StepMemory, nbytes: int) -> _Memory:
@@ -394,24 +393,22 @@ class BlobStore:
         else:
             self._pool.release(memory.segment)
 
+    def _is_new(self, step: int, digest: Digest, nbytes: int) -> bool:
+        """Whether bytes need a place in a step. Of places of one size the first is enough. There may be another of
+        another size, since anybody can say that a part of its own has the digest of somebody else's; only the true one
+        can ever be filled."""
+        known = ((known_step, place.nbytes) for known_step, place in self._expected.get(digest, ()))
+        return not self._holds_in(step, digest) and (step, nbytes) not in known
+
     def _expect(self, step: int, digest: Digest, place: Place) -> None:
-        """Of places of one size the first of a step is enough. There may be another of another size, since anybody can
-        say that a part of its own has the digest of somebody else's; only the true one can ever be filled."""
-        if not self._holds_in(step, digest):
-            places = self._expected.setdefault(digest, [])
-            if not self._expects_in(step, digest, place.nbytes):
-                places.append((step, place))
-            self._notify()
+        self._expected.setdefault(digest, []).append((step, place))
+        self._notify()
 
     def _expect_no_more(self, step: int, digests: set[Digest]) -> None:
         for digest in digests & set(self._expected):
             self._expected[digest] = [item for item in self._expected[digest] if item[0] != step]
             if not self._expected[digest]:
                 del self._expected[digest]
-
-    def _expects_in(self, step: int, digest: Digest, nbytes: int) -> bool:
-        places = self._expected.get(digest, ())
-        return any((known_step, known.nbytes) == (step, nbytes) for known_step, known in places)
 
     def _place(self, digest: Digest, nbytes: int) -> Place | None:
         return next((place for _, place in self._expected.get(digest, ()) if place.nbytes == nbytes), None)
