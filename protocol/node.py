@@ -411,6 +411,8 @@ class Node:
             if (kept := [envelope for envelope in envelopes if envelope.step >= self._step])
         }
         self.membership.on_head(head.roster, self.chain.head)
+        if self.me in head.roster.indexes:
+            self._asked_to_join = False  # granted, and no request older than the membership brings it back
         if self.me in self.chain.head.roster.outlaws:
             self._finish("this peer is banned from the run", banned=True)
         self._gone &= self._contacts()

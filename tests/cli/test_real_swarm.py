@@ -53,7 +53,8 @@ def test_a_second_peer_joins_a_running_swarm_and_both_leave_in_order(tmp_path: P
         code, left = run("leave", "--home", guest_home)
         assert (code, left["ended"]) == (0, True)
         code, outcome = guest.end()
-        assert (code, outcome["reason"]) == (0, "this peer has left the roster"), (guest.said, founder.said)
+        said = "\n".join([*guest.said, "and the founder:", *founder.said])
+        assert (code, outcome["reason"]) == (0, "this peer has left the roster"), said
         founder.wait_for("left.")
         founder.signal(signal.SIGTERM)
         code, last = founder.end()

@@ -181,6 +181,25 @@ def test_who_leaves_is_told_so_although_all_else_to_it_is_lost(seed: int) -> Non
     assert swarm.run(lambda: bool(leaver.finished), swarm.now + 60.0)
 
 
+@pytest.mark.parametrize("moment", range(8))
+def test_a_member_that_a_header_has_let_go_waits_for_nothing(moment: int) -> None:
+    """Fast steps let it go in the very step in which it asks, and nobody tells it of later ones."""
+    swarm = Swarm(1, extra=1, steps=0)
+    stayer, leaver = swarm.list
+    swarm.start([stayer])
+    swarm.run(lambda: stayer.node.chain.head.step >= 2)
+    leaver.begin()
+    leaver.give(events.CertificateReceived(stayer.id, stayer.journal_certificates[-1]))
+    swarm.run(lambda: leaver.node.is_member)
+    moment_seconds = swarm.now + moment * 0.05
+    swarm.run(lambda: swarm.now >= moment_seconds)
+    leaver.give(events.LeaveAsked())
+    swarm.run(lambda: not leaver.node.is_member)
+    swarm.loses = lambda sender, receiver: True
+    assert swarm.run(lambda: bool(leaver.finished), swarm.now + 60.0)
+    assert leaver.finished == "this peer has left the roster"
+
+
 def test_the_last_member_leaves_too() -> None:
     swarm = Swarm(2, steps=0)
     swarm.start()
