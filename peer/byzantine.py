@@ -40,7 +40,7 @@ BY_AGGREGATORS = ("leave_out:3",)
 PROTOCOL = (
     *("equivocate", "false_accusation", "withhold_part", "withhold_reveal", "replay", "garbage", "nan", "inf", "huge"),
     *("lazy_validator", "slow", "wrong_aggregate", "wrong_projection", "colluding_aggregate", "late_aggregate"),
-    "withhold_projection",
+    *("withhold_projection", "two_faces", "split_objection"),
 )
 """Attacks on the protocol, played where nothing is learned."""
 BORNE = ("withhold_part", "withhold_reveal", "replay", "garbage", "slow", "late_aggregate", "withhold_projection")

@@ -257,7 +257,8 @@ def examine(
 
     `convictions` are the bans this member knows the evidence for, by case. `is_bound`: others may have voted for it,
     and it may be certified. Then it does not matter any more that a line about this member is false, or that somebody
-    objects: others did not know when they voted, and who lied is banned all the same.
+    objects: others did not know when they voted, and who lied is banned all the same. Nor does it matter what a ban
+    rests on: an honest one among the quorum that has prepared the header knew, and may have forgotten in a restart.
     Raises Refusal(BAD_OUTCOME) if the header contradicts the chain, its cut, a commit or an aggregator.
     """
     check_header(facts.head, header, facts.manifest)
@@ -278,7 +279,7 @@ def examine(
     if header.excused != bitmap_of(excused(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
         raise Refusal(Code.BAD_OUTCOME, "who could not validate does not follow from the commits")
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
-    if unproven:
+    if unproven and not is_bound:
         return Missing(tuple(unproven), ())
     if scrutiny is not None:
         return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)

@@ -251,19 +251,11 @@ class FalseAccusation(Adversary):
             self._accused_in.add(head.step)
             accusations += self._accusations(host)
         if head.step not in self._objected_in and self.mind.salt("objection", host.id, head.step)[0] % 4 == 0:
-            accusations += self._objection(host)
-        return [*wanted, *(self._accuse(host, accusation) for accusation in accusations)]
-
-    def _objection(self, host: Body) -> list[Accusation]:
-        """To the first projection of an honest aggregator that says something about it."""
-        machine, member = host.node.machine, host.node.chain.head.roster.indexes[host.id]
-        for shown in machine.transcript.of_kind(Kind.PROJECTION) if machine is not None else ():
-            projection = shown.payload
-            is_about_it = isinstance(projection, Projection) and member in indexes_of(projection.included)
-            if is_about_it and shown.sender not in self.mind.members:
-                self._objected_in.add(host.step)
-                return [objection_to(shown, member)]
-        return []
+            objections = _objections(host, self.mind)
+            self._objected_in |= {head.step for _ in objections}
+            accusations += objections
+        others = tuple(peer for peer in head.roster.peers if peer != host.id)
+        return [*wanted, *(_accuse(host, accusation, others) for accusation in accusations)]
 
     def _accusations(self, host: Body) -> list[Accusation]:
         head, salt = host.node.chain.head, self.mind.salt(host.id, host.step)
@@ -281,11 +273,82 @@ class FalseAccusation(Adversary):
             accusations.append(Accusation(victim, Reason.EQUIVOCATION, head.step, salt * 4))
         return accusations
 
-    def _accuse(self, host: Body, accusation: Accusation) -> Effect:
+
+class Unsettled(Adversary):
+    """Says nothing that would settle a step, so that it takes almost all of the others to do it."""
+
+    settling: ClassVar[tuple[Kind, ...]] = (Kind.OUTCOME, Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.VIEW_CHANGE)
+
+    def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
+        if isinstance(effect, effects.SendEnvelope) and effect.envelope.sender == host.id:
+            return () if effect.envelope.kind in self.settling else self.say(host, effect)
+        return (effect,)
+
+    def say(self, host: Body, effect: effects.SendEnvelope) -> Iterable[Effect]:
+        """What becomes of a message of its own."""
+        return (effect,)
+
+
+class TwoFaces(Unsettled):
+    """As aggregator, shows each member a projection that is true about that one alone: who accepts its own copy finds
+    those of the others false (row 1)."""
+
+    def say(self, host: Body, effect: effects.SendEnvelope) -> Iterable[Effect]:
+        if effect.envelope.kind != Kind.PROJECTION or effect.envelope.step != host.step:
+            return (effect,)
+        return [effects.SendEnvelope((peer,), self._true_about(host, peer, effect.envelope)) for peer in effect.to]
+
+    def _true_about(self, host: Body, peer: PeerId, envelope: Envelope) -> Envelope:
+        """The projection, in which two others have sent something else, and all adds up as before."""
+        said = wire.unpack(envelope.payload, Projection, limits.ENVELOPE_BYTES_MAX)
+        members = host.node.chain.head.roster.peers
+        included = [members[index] for index in indexes_of(said.included)]
+        places = [place for place, one in enumerate(included) if one != peer and one not in self.mind.members]
+        if len(places) < 2:
+            return envelope
+        lines, (more, less) = list(said.lines), places[:2]
+        moved = min(lines[more][-1], lines[less][-1]) / 2
+        lines[more] = (lines[more][0] + moved, *lines[more][1:])
+        lines[less] = (lines[less][0] - moved, *lines[less][1:])
+        false = msgspec.structs.replace(said, lines=tuple(lines))
+        return seal(host.signer, envelope.run_id, slot_of(envelope), false).envelope
+
+
+class SplitObjection(Unsettled):
+    """Objects to an honest aggregator, and half of the members are shown it: these do without the part, the others do
+    not (row 1)."""
+
+    def __init__(self, mind: Mind) -> None:
+        super().__init__(mind)
+        self._objected_in = -1
+
+    def change(self, host: Body, wanted: list[Effect]) -> list[Effect]:
+        wanted = super().change(host, wanted)
         head = host.node.chain.head
-        others = tuple(peer for peer in head.roster.peers if peer != host.id)
-        slot = Slot(head.step, 0, Kind.ACCUSATION, subject_of(accusation))
-        return effects.SendEnvelope(others, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
+        if not self.attacking(head.step) or host.id not in head.roster.indexes or head.step == self._objected_in:
+            return wanted
+        objections = _objections(host, self.mind)
+        if objections:
+            self._objected_in = head.step
+        half = [peer for peer in head.roster.peers if self.mind.salt(head.step, peer)[0] & 1]
+        to = tuple(peer for peer in half if peer != host.id)
+        return [*wanted, *(_accuse(host, objection, to) for objection in objections)]
+
+
+def _objections(host: Body, mind: Mind) -> list[Accusation]:
+    """To the first projection of an honest aggregator that says something about this member, if there is one."""
+    machine, member = host.node.machine, host.node.chain.head.roster.indexes[host.id]
+    for shown in machine.transcript.of_kind(Kind.PROJECTION) if machine is not None else ():
+        projection = shown.payload
+        is_about_it = isinstance(projection, Projection) and member in indexes_of(projection.included)
+        if is_about_it and shown.sender not in mind.members:
+            return [objection_to(shown, member)]
+    return []
+
+
+def _accuse(host: Body, accusation: Accusation, to: tuple[PeerId, ...]) -> Effect:
+    slot = Slot(host.node.chain.head.step, 0, Kind.ACCUSATION, subject_of(accusation))
+    return effects.SendEnvelope(to, seal(host.signer, host.node.chain.run_id, slot, accusation).envelope)
 
 
 ATTACKS: dict[str, type[Adversary]] = {
@@ -301,6 +364,8 @@ ATTACKS: dict[str, type[Adversary]] = {
     "withhold_projection": WithholdProjection,
     "equivocate": Equivocate,
     "false_accusation": FalseAccusation,
+    "two_faces": TwoFaces,
+    "split_objection": SplitObjection,
     "lazy_validator": LazyValidator,
     "replay": Replay,
     "garbage": Garbage,

@@ -177,6 +177,8 @@ async def test_honest_peers_agree_whatever_the_others_do(
         ("lazy_validator", 60, "wrong_finding"),
         ("equivocate", 20, "equivocation"),
         ("false_accusation", 60, "false_accusation"),
+        ("two_faces", 20, "equivocation"),
+        ("split_objection", 20, "false_accusation"),
     ],
 )
 async def test_whoever_cheats_is_banned_and_nobody_else(

@@ -213,6 +213,12 @@ def test_nobody_votes_for_a_ban_without_knowing_its_evidence() -> None:
     assert examine(STEP.facts, STEP.transcript, STEP.blobs, header, twisted).messages == (second.case,)
 
 
+def test_a_ban_that_an_honest_member_has_looked_at_needs_no_evidence() -> None:
+    """Members that restart forget the steps that cases are about: a group of them could never follow its own lock."""
+    header = build(STEP, ban(STEP.peers[1]))
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header, is_bound=True).nothing
+
+
 def test_a_header_need_not_ban_whom_this_member_knows_to_be_guilty() -> None:
     known = {ban(STEP.peers[1]).case: ban(STEP.peers[1])}
     assert examine(STEP.facts, STEP.transcript, STEP.blobs, STEP.header, known).nothing

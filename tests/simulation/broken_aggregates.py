@@ -17,6 +17,8 @@ from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.sim.adversaries import (
     ColludingAggregate,
     LateAggregate,
+    SplitObjection,
+    TwoFaces,
     WithholdPart,
     WrongAggregate,
     WrongProjection,
@@ -94,6 +96,23 @@ def believes_lines_about_nothing(patch: Patch) -> None:
 def believes_lines(patch: Patch) -> None:
     """A contributor does not compare the line about its part with its part."""
     patch.setattr(Scrutiny, "contradicts", lambda *_: False)
+
+
+@defect("progress", liar=TwoFaces)
+def judges_one_projection_of_several(patch: Patch) -> None:
+    """Of an aggregator that has signed several projections only the first one heard is looked at."""
+    honest = Transcript.projections_said
+
+    def projections_said(self: Transcript, *which: Any) -> Any:
+        return honest(self, *which)[:1]
+
+    patch.setattr(Transcript, "projections_said", projections_said)
+
+
+@defect("progress", (0, 4, 7), liar=SplitObjection)
+def keeps_objections_to_itself(patch: Patch) -> None:
+    """Who refuses a header because of an objection, or proposes one with a part less, does not show the objection."""
+    patch.setattr(Transcript, "objections", lambda *_: [])
 
 
 # --- who is accused, and who is guilty -----------------------------------------------------------------------

@@ -20,6 +20,8 @@ from tests.simulation.ban_times import caught
 BANNED_FOR: dict[str, Reason] = {
     **dict.fromkeys((*GRADIENT_ATTACKS, "leave_out"), Reason.WRONG_GRADIENT),
     "equivocate": Reason.EQUIVOCATION,
+    "two_faces": Reason.EQUIVOCATION,
+    "split_objection": Reason.FALSE_ACCUSATION,
     "lazy_validator": Reason.WRONG_FINDING,
     "false_accusation": Reason.FALSE_ACCUSATION,
     "wrong_aggregate": Reason.WRONG_AGGREGATE,
