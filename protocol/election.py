@@ -123,7 +123,7 @@ class Election:
         try:
             missing = self._holdings.examine(header, is_bound or has_prepared)
         except Refusal as refusal:
-            if self._refuse_once(opened, refusal):
+            if self._refuse_once(opened, refusal) and refusal.code is Code.LOCKED:
                 for said in self._transcript.objections(header.cut):
                     self._tell(SendEnvelope(self._following(view), said.envelope))
             return

@@ -146,6 +146,8 @@ class Tribunal:
         if accusation.reason in PROVEN:
             self._open_proven(opened, accusation, named)
             return []
+        if opened.sender in roster.outlaws:
+            raise Refusal(Code.BANNED, "whoever says so is banned, and proves nothing")
         unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
         if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.EVIDENCE_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many open cases")

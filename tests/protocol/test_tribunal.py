@@ -341,6 +341,14 @@ def test_nobody_is_accused_or_convicted_that_is_banned_already() -> None:
     assert court.convictions(banned, QUORUM) == {}
 
 
+def test_the_word_of_somebody_banned_makes_nobody_work() -> None:
+    banned = Roster(ROSTER.members, banned=(VALIDATOR, JUDGE))
+    refused(lambda: tribunal().accuse(DISPUTE, banned), Code.BANNED)
+    court = tribunal()
+    court.accuse(PROVEN, banned)
+    assert {ban.peer for ban in court.convictions(banned, QUORUM).values()} == {TARGET}
+
+
 # --- what is handed on ---------------------------------------------------------------------------------------
 
 
