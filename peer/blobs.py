@@ -246,6 +246,13 @@ class BlobStore:
         """Whether they are here as bytes of a step that is not over."""
         return step >= self._oldest_step and self._holds_in(step, digest)
 
+    def fitting(self, step: int, part: int, inputs: tuple[tuple[int, Digest], ...]) -> tuple[tuple[int, Digest], ...]:
+        """Those inputs of a part that have its size: somebody may have committed to the digest of other bytes that are
+        here. Raises KeyError for a step without memory, or for an input that is not held."""
+        start, stop = part_ranges(self._elements, self._steps[step].parts)[part]
+        nbytes = (stop - start) * ELEMENT_BYTES
+        return tuple(item for item in inputs if self.place_of(item[1]).nbytes == nbytes)
+
     def rows(self, step: int, part: int, inputs: tuple[tuple[int, Digest], ...]) -> tuple[Segment, list[int]]:
         """The inbox segment of a part and the byte offset of each input's row, in order.
 
@@ -295,19 +302,24 @@ class BlobStore:
     def averaged_gradient(self, step: int, parts: tuple[bytes, ...]) -> tuple[Segment, list[tuple[int, int]]]:
         """The averaged gradient these parts make, and the element ranges of void ones, where it holds anything.
 
+        Void is also a part whose digest is that of bytes of another size, for everybody alike: a digest has one size.
         Raises KeyError if a part is not held.
         """
         memory = self._step(step, len(parts))
-        ranges = part_ranges(self._elements, len(parts))
-        spans = list(zip(parts, ranges, strict=True))
-        places = [(self.place_of(Digest(name)), start * ELEMENT_BYTES) for name, (start, _) in spans if name]
+        places, void = [], []
+        for name, (start, stop) in zip(parts, part_ranges(self._elements, len(parts)), strict=True):
+            place = self.place_of(Digest(name)) if name else None
+            if place is not None and place.nbytes == (stop - start) * ELEMENT_BYTES:
+                places.append((place, start * ELEMENT_BYTES))
+            else:
+                void.append((start, stop))
         whole = self._aggregate(memory)
         if any(place.memory is not whole or place.offset != begin for place, begin in places):
             # What others claim there may be wanted yet, or just be coming in.
             whole = self._take_beside(memory, self._elements * ELEMENT_BYTES)
             for place, begin in places:
                 whole.segment.view[begin : begin + place.nbytes] = place.view
-        return whole.segment, [span for name, span in spans if not name]
+        return whole.segment, void
 
     @contextlib.contextmanager
     def using(self, segment: Segment) -> Iterator[None]:

@@ -199,7 +199,10 @@ class Duties:
         generation = self._generation
         rule = self._manifest.rule
         try:
-            segment, rows = self._blobs.rows(effect.step, effect.part, effect.inputs)
+            inputs = self._blobs.fitting(effect.step, effect.part, effect.inputs)
+            if not inputs:
+                raise NoUsableRows("no input has the size of the part")
+            segment, rows = self._blobs.rows(effect.step, effect.part, inputs)
             place = self._blobs.aggregate_place(effect.step, effect.part)
             elements, output = place.nbytes // ELEMENT_BYTES, place.memory.segment
             with self._blobs.using(segment), self._blobs.using(output):
@@ -212,7 +215,7 @@ class Duties:
                     output,
                     place.offset,
                     aggregation_seed(effect.cut, effect.part),
-                    effect.absent,
+                    effect.absent + len(effect.inputs) - len(inputs),
                 )
                 digest = result.digest
                 if self.liar is not None:
@@ -227,7 +230,7 @@ class Duties:
             return
         self._blobs.add_aggregate(effect.step, digest, place)
         excluded = set(result.excluded_rows)
-        included = tuple(member for row, (member, _) in enumerate(effect.inputs) if row not in excluded)
+        included = tuple(member for row, (member, _) in enumerate(inputs) if row not in excluded)
         done = events.PartAggregated(effect.step, effect.cut, effect.part, digest, included)
         await self._post(done)
 

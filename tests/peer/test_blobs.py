@@ -120,6 +120,30 @@ def test_a_digest_claimed_for_a_part_of_another_size_keeps_nobody_from_the_true_
     assert void == [(3, 6), (6, 10)]
 
 
+def test_a_digest_that_is_here_as_that_of_bytes_of_another_size_is_no_input(store: BlobStore) -> None:
+    """A liar commits, for its part of three elements, to the digest of somebody's part of four."""
+    store.expect_part(ExpectPart(0, 0, 3, 1, name("short"), 12))
+    store.expect_part(ExpectPart(0, 2, 3, 1, name("long"), 16))
+    fill(store, name("short"), b"s" * 12)
+    fill(store, name("long"), b"l" * 16)
+    inputs = ((1, name("short")), (2, name("long")))
+    assert store.fitting(0, 0, inputs) == inputs[:1]
+    assert store.fitting(0, 2, inputs) == inputs[1:]
+    with pytest.raises(KeyError):
+        store.fitting(0, 0, ((1, name("not here")),))
+
+
+def test_an_aggregate_of_another_size_is_void_for_everybody(store: BlobStore) -> None:
+    """Else what the memory held before would go into the model, and differ from peer to peer."""
+    store.expect_aggregate(ExpectAggregate(0, 0, 3, name("short"), 12))
+    store.expect_aggregate(ExpectAggregate(0, 2, 3, name("long"), 16))
+    fill(store, name("short"), b"s" * 12)
+    fill(store, name("long"), b"l" * 16)
+    segment, void = store.averaged_gradient(0, (name("long"), name("short"), name("short")))
+    assert void == [(0, 3), (6, 10)]
+    assert bytes(segment.view[12:24]) == b"s" * 12
+
+
 def test_our_own_gradient_is_copied_into_its_row_and_lent(store: BlobStore) -> None:
     segment = store.gradient(5, 2)
     segment.view[:40] = b"a" * 20 + b"b" * 20

@@ -220,6 +220,30 @@ async def test_a_part_without_a_usable_row_stays_void(setup: Setup) -> None:
     assert setup.inbox.events.empty()
 
 
+async def test_an_input_of_another_size_is_missing_and_does_no_harm(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has committed, for this part, to the digest of other bytes that are here."""
+    names = await setup.work()
+    other = Digest(digest("test", b"longer"))
+    setup.blobs.expect_aggregate(effects.ExpectAggregate(0, 1, PARTS, other, 96))
+    setup.blobs.put(other, memoryview(bytes(96)))
+    whole = setup.client.aggregate
+    absent: list[int] = []
+
+    async def note_the_absent(*arguments: Any) -> AggregateResult:
+        absent.append(arguments[-1])
+        return await whole(*arguments)
+
+    monkeypatch.setattr(setup.client, "aggregate", note_the_absent)
+    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((0, names[0]), (1, other)), 1))
+    done = await setup.inbox.event()
+    assert isinstance(done, events.PartAggregated)
+    assert (done.included, absent) == ((0,), [2])
+    await setup.duties.aggregate(effects.AggregatePart(0, CUT, 0, ((1, other),), 0))
+    assert setup.inbox.events.empty()
+
+
 async def test_an_aggregate_of_a_step_that_is_over_is_not_made(setup: Setup) -> None:
     names = await setup.work()
     setup.blobs.retire(1)
