@@ -29,8 +29,8 @@ from crowdsurf.protocol.tolerance import ACCUSING
 INSISTING, INCLUDING, ACCEPTING, FOLLOWING = 1.0, ACCUSING, 3.0, 4.0
 """How many times what two honest computations can differ by a claim may be off: for a voter to insist that an aggregate
 counts, for a proposer to let it count, for a voter to accept that it counts, and to go on with what others voted for.
-Each is one more than the one before: a claim that was put on an edge divides honest members nowhere (SPEC R-5.8). What a
-proposer lets count it does not accuse."""
+Each is one more than the one before: a claim that was put on an edge divides honest members nowhere (SPEC R-5.8). What
+a proposer lets count it does not accuse."""
 
 
 def lines_of(projection: Projection) -> list[Line]:
