@@ -110,8 +110,11 @@ class Ballot:
         return self.prepared == (view, name) and self.is_prepared(view, name)
 
     def proof_of(self, header: Header | None, view: int) -> list[Envelope]:
-        """By what others know that a header was prepared."""
-        return list(self._prepares.get((view, header_digest(header)), {}).values()) if header is not None else []
+        """By what others know that a header was prepared; first come those that have prepared nothing else in the view
+        as far as is known: a prepare of a liar that signed several counts once somebody else's is known."""
+        found = self._prepares.get((view, header_digest(header)), {}) if header is not None else {}
+        twice = {peer for (at, _), by in self._prepares.items() if at == view for peer in by if by is not found}
+        return [found[peer] for peer in sorted(found, key=lambda peer: peer in twice)]
 
     def strongest_lock(self) -> Header | None:
         """The header that must be proposed again: the lock of the highest view this member knows of.

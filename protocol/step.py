@@ -241,6 +241,7 @@ class StepMachine:
         with contextlib.suppress(Refusal):
             checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
             if self.transcript.add_conflicting(opened):
+                self._count(opened)
                 if self.accepted is not None and isinstance(opened.payload, Projection):
                     self.accepted.judge_again(opened.payload.part)
                 self.advance(now)

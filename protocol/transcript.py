@@ -14,10 +14,11 @@ from crowdsurf.protocol.cases import cut_objected_to
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Accusation, Aggregate, Commit, Cut, Header, Kind, Projection, Reveal
+from crowdsurf.protocol.messages import Accusation, Aggregate, Commit, Cut, Header, Kind, Prepare, Projection, Reveal
 
-_MESSAGES_PER_MEMBER_MAX = 4 * limits.ROSTER_PEERS_MAX + 64
-"""Slots one member can fill in a step: an aggregate and a projection of every part of a few cuts, a few per view."""
+_MESSAGES_OF_A_KIND_MAX = limits.ROSTER_PEERS_MAX // 2
+"""Slots of one kind that one member can fill in a step: an objection to every liar there may be, messages of so many
+views or about parts of so many cuts. Each kind has a share of its own: votes in far views must leave room for a nonce."""
 
 
 class Transcript:
@@ -25,7 +26,8 @@ class Transcript:
 
     def __init__(self) -> None:
         self._slots: dict[tuple[PeerId, Slot], Opened] = {}
-        self._per_member: dict[PeerId, int] = {}
+        self._said: dict[tuple[PeerId, int], int] = {}
+        """How many messages of a kind a member has filled its share with."""
         self._by_digest: dict[bytes, dict[PeerId, Opened]] = {}
         """By payload digest and sender: anybody can sign what somebody else has said."""
         self.commits: dict[PeerId, Opened] = {}
@@ -45,6 +47,8 @@ class Transcript:
         self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
         """Whose reveals name which aggregate, by cut and part."""
         self._objectors: dict[tuple[bytes, bytes], set[PeerId]] = {}
+        self._prepared: dict[tuple[int, bytes], set[PeerId]] = {}
+        """Who has prepared which header in which view, each the first one of a view."""
 
     def check_slot(self, opened: Opened) -> Equivocation | None:
         """Proof of equivocation if the sender filled this slot differently.
@@ -56,21 +60,37 @@ class Transcript:
             if known.digest == opened.digest:
                 raise Refusal(Code.DUPLICATE, "heard before")
             return Equivocation(known.envelope, opened.envelope)
-        if self._per_member.get(opened.sender, 0) >= _MESSAGES_PER_MEMBER_MAX:
-            raise Refusal(Code.QUEUE_FULL, "too many messages in one step")
+        if self._has_said_enough(opened) and not self._is_prepared_by_another(opened):
+            raise Refusal(Code.QUEUE_FULL, "too many messages of one kind in one step")
         return None
+
+    def _has_said_enough(self, opened: Opened) -> bool:
+        return self._said.get((opened.sender, opened.envelope.kind), 0) >= _MESSAGES_OF_A_KIND_MAX
+
+    def _note(self, opened: Opened) -> None:
+        key = opened.sender, opened.envelope.kind
+        self._said[key] = self._said.get(key, 0) + 1
+
+    def _is_prepared_by_another(self, opened: Opened) -> bool:
+        """Whether this is a prepare for a header that somebody else has prepared in that view, too: it may belong to a
+        quorum that somebody's lock rests on, so it counts whatever else its sender has signed (SPEC R-4.42)."""
+        said = opened.payload
+        others = self._prepared.get((opened.envelope.view, said.header), set()) if isinstance(said, Prepare) else set()
+        return bool(others - {opened.sender})
 
     def add(self, opened: Opened) -> None:
         """Keep a message whose slot was checked."""
         sender, payload = opened.sender, opened.payload
         self._slots[(sender, opened.slot)] = opened
-        self._per_member[sender] = self._per_member.get(sender, 0) + 1
+        self._note(opened)
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
             self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
         elif isinstance(payload, Reveal):
             self.reveals[sender] = payload.nonce
             self._add_reveal(opened, payload)
+        elif isinstance(payload, Prepare):
+            self._prepared.setdefault((opened.envelope.view, payload.header), set()).add(sender)
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
         elif isinstance(payload, Projection):
@@ -209,10 +229,13 @@ class Transcript:
     def add_conflicting(self, opened: Opened) -> bool:
         """Keep a commit, cut, aggregate, reveal or projection whose sender also sent another one: a cut, a nonce or a
         header may need either, and whoever accepted that must be able to show it. The proof against the sender is the
-        caller's. Counts against the sender's share. Whether it was new."""
+        caller's. Counts against the sender's share. Whether it was new; of a prepare, whether it counts nonetheless."""
         sender, payload = opened.sender, opened.payload
-        said = self._per_member.get(sender, 0)
-        if sender in self._by_digest.get(opened.digest, {}) or said >= _MESSAGES_PER_MEMBER_MAX:
+        if isinstance(payload, Prepare):
+            return self._is_prepared_by_another(opened)
+        if sender in self._by_digest.get(opened.digest, {}) or (
+            self._has_said_enough(opened) and not self._is_named(opened)
+        ):
             return False
         if isinstance(payload, Projection):
             self._add_projection(opened, payload)
@@ -229,8 +252,25 @@ class Transcript:
             self._aggregates_said[key] = opened
         else:
             return False
-        self._per_member[sender] = said + 1
+        self._note(opened)
         return True
+
+    def _is_named(self, opened: Opened) -> bool:
+        """Whether a cut, a header or a reveal that was heard needs just this message: it is taken, however much else
+        its author signs."""
+        said, name = opened.payload, opened.digest
+        headers = [shown.payload for shown in self._outcomes.values() if isinstance(shown.payload, Header)]
+        if isinstance(said, Commit):
+            cuts = [shown.payload for shown in self._proposals.values() if isinstance(shown.payload, Cut)]
+            return any(name == commit for cut in cuts for _, commit in cut.commits)
+        if isinstance(said, Cut):
+            return name in self._reveals_said or any(header.cut == name for header in headers)
+        if isinstance(said, Aggregate):
+            return said.digest in self.witnesses(said.cut, said.part)
+        if isinstance(said, Projection):
+            return any(name in header.projections for header in headers)
+        known = [shown.payload for shown in self.reveals_of(said.cut) if shown.sender == opened.sender]  # a reveal
+        return all(isinstance(one, Reveal) and one.nonce != said.nonce for one in known)
 
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
         self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened

@@ -27,7 +27,7 @@ from crowdsurf.protocol.sim.justice import EvidenceHolds, NoHonestBan, NoHonestB
 from crowdsurf.protocol.sim.outspoken import Outspoken
 from crowdsurf.protocol.sim.vouched import radius_of
 from crowdsurf.protocol.step import StepMachine
-from crowdsurf.protocol.transcript import _MESSAGES_PER_MEMBER_MAX as MESSAGES_PER_MEMBER_MAX
+from crowdsurf.protocol.transcript import _MESSAGES_OF_A_KIND_MAX as MESSAGES_OF_A_KIND_MAX
 
 _STEPS_KEPT = 64
 """Records of older steps are forgotten; nobody is that far behind and still votes."""
@@ -308,8 +308,8 @@ class BoundedQueues(Checker):
         ]
         sizes += _court_sizes(node.auditor)
         if node.machine is not None:
-            said = node.machine.transcript._per_member.values()
-            sizes.append(("messages of one member", max(said, default=0), MESSAGES_PER_MEMBER_MAX))
+            said = node.machine.transcript._said.values()
+            sizes.append(("messages of one kind of one member", max(said, default=0), MESSAGES_OF_A_KIND_MAX))
         return sizes
 
 

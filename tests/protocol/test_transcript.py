@@ -7,7 +7,7 @@ from crowdsurf.protocol.cases import objection_to, subject_of
 from crowdsurf.protocol.envelope import is_equivocation
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Aggregate, Commit, Kind, Reveal, ViewChange, Vote
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Kind, Prepare, Reveal, ViewChange, Vote
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import name, verify_mac
@@ -30,19 +30,51 @@ def test_a_second_payload_for_a_slot_is_proof_that_holds_on_its_own() -> None:
     assert is_equivocation(conflict, STEP.run_id, verify_mac)
 
 
-def test_a_member_has_a_share_and_no_more() -> None:
+def test_a_member_has_a_share_of_every_kind_and_no_more() -> None:
     heard = Transcript()
-    share = transcript._MESSAGES_PER_MEMBER_MAX
-    for view in range(1, share + 1):
-        opened = STEP.say(0, Kind.VIEW_CHANGE, ViewChange(None, 0), view)
+    for view in range(1, transcript._MESSAGES_OF_A_KIND_MAX + 1):
+        opened = STEP.say(0, Kind.VOTE, Vote(name("x")), view)
         assert heard.check_slot(opened) is None
         heard.add(opened)
     refused(lambda: heard.check_slot(STEP.say(0, Kind.VOTE, Vote(name("x")))), Code.QUEUE_FULL)
     assert heard.check_slot(STEP.say(1, Kind.VOTE, Vote(name("x")))) is None
+    for kind, payload in ((Kind.VIEW_CHANGE, ViewChange(None, 0)), (Kind.PREPARE, Prepare(name("x")))):
+        assert heard.check_slot(STEP.say(0, kind, payload, 1)) is None
 
 
-def test_a_share_is_enough_for_an_aggregator_of_everything_in_several_cuts() -> None:
-    assert transcript._MESSAGES_PER_MEMBER_MAX >= 2 * limits.ROSTER_PEERS_MAX + 64
+def test_a_share_is_enough_for_an_objection_to_every_liar() -> None:
+    assert transcript._MESSAGES_OF_A_KIND_MAX >= (limits.ROSTER_PEERS_MAX - 1) // 2
+
+
+def test_a_prepare_counts_if_somebody_else_has_prepared_the_same_whatever_its_sender_signs() -> None:
+    """A lock rests on it; whoever did not believe that lock could certify another header."""
+    heard, true, false = Transcript(), Prepare(name("header")), Prepare(name("garbage"))
+    heard.add(STEP.say(0, Kind.PREPARE, false, 7))
+    second = STEP.say(0, Kind.PREPARE, true, 7)
+    assert heard.check_slot(second) is not None
+    assert not heard.add_conflicting(second)  # nobody else has prepared it: there could be any number of them
+    heard.add(STEP.say(1, Kind.PREPARE, true, 7))
+    assert heard.add_conflicting(second)
+    for view in range(transcript._MESSAGES_OF_A_KIND_MAX):
+        heard.add(STEP.say(2, Kind.PREPARE, false, 100 + view))
+    refused(lambda: heard.check_slot(STEP.say(2, Kind.PREPARE, false, 8)), Code.QUEUE_FULL)
+    assert heard.check_slot(STEP.say(2, Kind.PREPARE, true, 7)) is None
+
+
+def test_what_a_cut_names_is_taken_however_many_its_author_has_signed() -> None:
+    heard = Transcript()
+    commits = [
+        STEP.say(0, Kind.COMMIT, Commit(STEP.head.previous, STEP.facts.state, (name(number),), name("nonce"), 0.0, 0))
+        for number in range(transcript._MESSAGES_OF_A_KIND_MAX + 2)
+    ]
+    heard.add(commits[0])
+    for commit in commits[1:]:
+        heard.add_conflicting(commit)
+    last = commits[-1]
+    assert not heard.find(last.digest)
+    heard.add(STEP.say(1, Kind.PROPOSAL, Cut(STEP.head.previous, ((0, last.digest),)), 3))
+    assert heard.add_conflicting(last)
+    assert heard.find(last.digest) == [last]
 
 
 def test_messages_are_found_by_what_names_them() -> None:
@@ -87,12 +119,12 @@ def test_conflicting_commits_count_against_their_senders_share() -> None:
     heard = Transcript()
     heard.add(STEP.transcript.commits[STEP.peers[0]])
     kept = 0
-    for number in range(transcript._MESSAGES_PER_MEMBER_MAX + 100):
+    for number in range(transcript._MESSAGES_OF_A_KIND_MAX + 100):
         payload = Commit(*(STEP.head.previous, STEP.facts.state, (name(number),), name("nonce"), 0.0, 0))
         opened = STEP.say(0, Kind.COMMIT, payload)
         heard.add_conflicting(opened)
         kept += bool(heard.find(opened.digest))
-    assert kept == transcript._MESSAGES_PER_MEMBER_MAX - 1
+    assert kept == transcript._MESSAGES_OF_A_KIND_MAX - 1
 
 
 # --- where aggregates are checked ----------------------------------------------------------------------------
