@@ -18,7 +18,8 @@ from crowdsurf.protocol.messages import Accusation, Aggregate, Commit, Cut, Head
 
 _MESSAGES_OF_A_KIND_MAX = limits.ROSTER_PEERS_MAX // 2
 """Slots of one kind that one member can fill in a step: an objection to every liar there may be, messages of so many
-views or about parts of so many cuts. Each kind has a share of its own: votes in far views must leave room for a nonce."""
+views or about parts of so many cuts. Each kind has a share of its own: votes in far views must leave room for a
+nonce."""
 
 
 class Transcript:
