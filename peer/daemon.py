@@ -252,6 +252,7 @@ class Daemon:
         )
         discovery.step = lambda: node.chain.head.step
         self._book.contacts = node.contacts
+        place.directory.keep(node.contacts)
         taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
         searching = asyncio.create_task(discovery.run(), name="discovery")
         watching = asyncio.create_task(self._watch_for_company(node, parts), name="watch for company")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from crowdsurf.dht.memory import MemoryDirectory
 from crowdsurf.peer import daemon as daemon_module
 from crowdsurf.peer.daemon import CHAIN_ASKED_AT_ONCE_MAX, CHAIN_ASKED_MEMBERS_MAX, Daemon
 from crowdsurf.peer.keys import verify
@@ -120,3 +121,15 @@ def test_members_are_asked_first_and_strangers_too() -> None:
     assert all(set(drawn[:CHAIN_ASKED_MEMBERS_MAX]) <= set(members) for drawn in rounds)
     assert {peer for drawn in rounds for peer in drawn} == {*members, *STRANGERS}
     assert sorted(daemon_module._draw(members[:2], set(members), chance)) == sorted(members[:2])
+
+
+async def test_the_directory_is_told_who_is_no_stranger(
+    tmp_path: Path, fake_compute: list[FakeCompute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(MemoryDirectory, "keep", lambda self, contacts: told.append(contacts))
+    async with Swarm(tmp_path, 2) as swarm:
+        swarm.start()
+        await swarm.end()
+        everybody = {peer.key.peer_id for peer in swarm.peers}
+        assert [{*contacts(), contacts.__self__.me} for contacts in told] == [everybody, everybody]
