@@ -7,7 +7,7 @@ records that were checked, and whatever a directory is told by strangers ends he
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 
 from crowdsurf.dht.records import PeerRecord
 from crowdsurf.protocol.ids import Digest
@@ -32,6 +32,11 @@ class Directory(ABC):
     def refuse(self, peers: Container[bytes]) -> None:
         """Whoever is in `peers`, now or later, does not exist here: its records are neither returned nor kept for
         others, its requests are not answered, and it is asked nothing."""
+
+    @abstractmethod
+    def keep(self, contacts: Callable[[], Iterable[bytes]]) -> None:
+        """Say whose records no stranger's may displace when there are too many, besides our own: whoever is among
+        `contacts` then."""
 
     @abstractmethod
     async def close(self) -> None:

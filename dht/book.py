@@ -2,12 +2,12 @@
 
 The idea: validation and storage are one act, so no directory can hold a record that it did not check. A
 record costs a signature check only when it is new: the same bytes again, and anything older than what is
-held, are settled before. Pure: the clock and the signature check are arguments.
+held, are settled before. Pure: the clock, chance and the signature check are arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 from crowdsurf.dht.records import PeerRecord, Verify, check_claims, check_signature, decode_record
@@ -30,15 +30,22 @@ class Entry(NamedTuple):
 class RecordBook:
     """Records of one run by peer.
 
-    When it is full (limits.DHT_RECORDS_PER_KEY_MAX records or BOOK_BYTES_MAX bytes) a peer that is not yet
-    in it is refused. Evicting instead would let a crowd of fresh identities push out those who are at work.
+    When it is full (limits.DHT_RECORDS_PER_KEY_MAX records or BOOK_BYTES_MAX bytes) strangers make room, drawn by
+    lot. A crowd of fresh identities can then neither push out those who are at work, nor keep others out: who comes
+    again and again, as every peer does, is in the book again and again. By lot, because any order (of expiry, of
+    arrival) is one that a crowd can place itself in.
     """
 
-    def __init__(self, run_id: Digest, verify: Verify, now: Callable[[], float]) -> None:
-        """`now` gives wall-clock unix seconds."""
+    def __init__(
+        self, run_id: Digest, verify: Verify, now: Callable[[], float], chance: Callable[[int], bytes]
+    ) -> None:
+        """`now` gives wall-clock unix seconds, `chance` as many random bytes as it is asked for."""
         self.run_id = run_id
         self._verify = verify
         self._now = now
+        self._chance = chance
+        self._own: set[bytes] = set()
+        self._contacts: Callable[[], Iterable[bytes]] = lambda: ()
         self._entries: dict[bytes, Entry] = {}
         self._bytes = 0
         self._refused: Container[bytes] = frozenset()
@@ -47,10 +54,19 @@ class RecordBook:
         """Neither take nor hold records of whoever is in `peers`, now or later."""
         self._refused = peers
 
+    def keep(self, contacts: Callable[[], Iterable[bytes]]) -> None:
+        """Whoever is among `contacts` when somebody needs room is no stranger."""
+        self._contacts = contacts
+
+    def keep_own(self, peer: bytes) -> None:
+        """This is a peer of ours, and no stranger."""
+        self._own.add(peer)
+
     def offer(self, data: bytes, peer: bytes) -> PeerRecord:
         """Check a record found under the name `peer` and hold it. Offering what is held already is fine.
 
-        Raises Refusal: what `check_record` raises, BANNED, STALE if a newer one is held, QUEUE_FULL.
+        Raises Refusal: what `check_record` raises, BANNED, STALE if a newer one is held, QUEUE_FULL if it is full of
+        those who are no strangers.
         """
         now = self._now()
         self._drop_unwanted(now)
@@ -63,13 +79,11 @@ class RecordBook:
         check_claims(record, self.run_id, now, peer)
         if held is not None and held.record.expires_at >= record.expires_at:
             raise Refusal(Code.STALE, "a record of this peer that expires later is known")
-        grown_bytes = self._bytes + len(data) - (len(held.data) if held else 0)
-        full = held is None and len(self._entries) >= limits.DHT_RECORDS_PER_KEY_MAX
-        if full or grown_bytes > BOOK_BYTES_MAX:
-            raise Refusal(Code.QUEUE_FULL, "the directory has no room for another peer of this run")
         check_signature(record, self._verify)
-        self._entries[record.peer] = Entry(record, data)
-        self._bytes = grown_bytes
+        self._make_room(peer, len(data))
+        self._remove(peer)
+        self._entries[peer] = Entry(record, data)
+        self._bytes += len(data)
         return record
 
     def holds(self, data: bytes, peer: bytes) -> bool:
@@ -92,17 +106,43 @@ class RecordBook:
         entry = self._entries.get(peer)
         return entry.record if entry else None
 
+    def _make_room(self, peer: bytes, nbytes: int) -> None:
+        """Let strangers go until there is room for a record of `peer` instead of the one that is held, if any. Raises
+        Refusal(QUEUE_FULL), and nobody goes, if there are not enough of them."""
+        held = self._entries.get(peer)
+        records_over = len(self._entries) + (held is None) - limits.DHT_RECORDS_PER_KEY_MAX
+        bytes_over = self._bytes + nbytes - (len(held.data) if held else 0) - BOOK_BYTES_MAX
+        if records_over <= 0 and bytes_over <= 0:
+            return
+        known = self._own.union(self._contacts(), (peer,))
+        strangers = [other for other in self._entries if other not in known]
+        going = []
+        while records_over > 0 or bytes_over > 0:
+            if not strangers:
+                raise Refusal(Code.QUEUE_FULL, "the directory has no room for another peer of this run")
+            going.append(strangers.pop(int.from_bytes(self._chance(8), "big") % len(strangers)))
+            records_over -= 1
+            bytes_over -= len(self._entries[going[-1]].data)
+        for other in going:
+            self._remove(other)
+
+    def _remove(self, peer: bytes) -> None:
+        entry = self._entries.pop(peer, None)
+        self._bytes -= len(entry.data) if entry else 0
+
     def _drop_unwanted(self, now: float) -> None:
         """What has expired, and what is of refused peers."""
         held = self._entries.items()
         for peer in [peer for peer, entry in held if entry.record.expires_at <= now or peer in self._refused]:
-            self._bytes -= len(self._entries.pop(peer).data)
+            self._remove(peer)
 
 
 def offer_own(book: RecordBook, data: bytes) -> PeerRecord:
-    """Put our own record into the book. Raises MisuseError where a stranger's record would be refused."""
+    """Put our own record into the book, however full of strangers it is. Raises MisuseError if it is not valid now."""
     try:
-        return book.offer(data, decode_record(data).peer)
+        peer = decode_record(data).peer
+        book.keep_own(peer)
+        return book.offer(data, peer)
     except Refusal as refusal:
         if refusal.code is Code.STALE:
             # Somebody already handed us a newer record of ours: from before a restart, or from a second process.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import hivemind.dht.node as hivemind_node
 from hivemind.dht.node import DHTNode
@@ -67,18 +67,19 @@ class HivemindDirectory(Directory):
         *,
         verify: Verify,
         now: Callable[[], float],
+        chance: Callable[[int], bytes],
         deadline_seconds: float = 10.0,
     ) -> HivemindDirectory:
         """Join the DHT over a running p2pd, which stays the caller's.
 
         `initial_peers` are multiaddresses that end in /p2p/<peer id>; none for the first peer of a swarm. `now`
-        gives wall-clock unix seconds. Raises MisuseError on a malformed address and WorldError if there are
-        initial peers and none answers within `deadline_seconds`.
+        gives wall-clock unix seconds, `chance` as many random bytes as it is asked for. Raises MisuseError on a
+        malformed address and WorldError if there are initial peers and none answers within `deadline_seconds`.
         """
         for address in initial_peers:
             parse_address(address)
         key_id = DHTID.generate(source=digest_text(run_id))
-        book = RecordBook(run_id, verify, now)
+        book = RecordBook(run_id, verify, now, chance)
         node = await DHTNode.create(
             p2p=p2p,
             node_id=node_id_of(p2p.peer_id),
@@ -146,6 +147,10 @@ class HivemindDirectory(Directory):
         """See Directory."""
         self._book.refuse(peers)
         self._node.protocol.refused = peers
+
+    def keep(self, contacts: Callable[[], Iterable[bytes]]) -> None:
+        """See Directory."""
+        self._book.keep(contacts)
 
     async def close(self) -> None:
         """See Directory. The P2P stays open. End calls of `find`, `join` and `announce` first."""

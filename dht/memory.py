@@ -6,7 +6,7 @@ checks as one that came from a stranger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.dht.book import RecordBook, offer_own
@@ -18,16 +18,17 @@ from crowdsurf.protocol.ids import Digest
 class MemoryDirectoryNetwork:
     """What the twins of one process share: a record book per run."""
 
-    def __init__(self, verify: Verify, now: Callable[[], float]) -> None:
-        """`now` gives wall-clock unix seconds."""
+    def __init__(self, verify: Verify, now: Callable[[], float], chance: Callable[[int], bytes]) -> None:
+        """`now` gives wall-clock unix seconds, `chance` as many random bytes as it is asked for."""
         self._verify = verify
         self._now = now
+        self._chance = chance
         self._books: dict[Digest, RecordBook] = {}
 
     def book(self, run_id: Digest) -> RecordBook:
         """The record book of a run, made on first use."""
         if run_id not in self._books:
-            self._books[run_id] = RecordBook(run_id, self._verify, self._now)
+            self._books[run_id] = RecordBook(run_id, self._verify, self._now, self._chance)
         return self._books[run_id]
 
     def open(self, run_id: Digest) -> MemoryDirectory:
@@ -59,6 +60,9 @@ class MemoryDirectory(Directory):
     def refuse(self, peers: Container[bytes]) -> None:
         """See Directory. The shared book is everybody's; this peer only does not see them in it."""
         self._refused = peers
+
+    def keep(self, contacts: Callable[[], Iterable[bytes]]) -> None:
+        """See Directory. Whoever announces itself here is in this process, and in the shared book no stranger."""
 
     async def close(self) -> None:
         """See Directory."""

@@ -31,7 +31,7 @@ from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher, FetchServer
 from crowdsurf.peer.journal import Journal, read_journal
-from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
@@ -60,8 +60,12 @@ COMPANY_SECONDS = 1.0
 """How often a peer that is no member looks whether anybody is still there."""
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over its certificates at the start, connecting included."""
+BETWEEN_ROUNDS_SECONDS = 0.3
+"""From one round of such questions to the next."""
 CHAIN_ASKED_AT_ONCE_MAX = 16
 """Peers asked for their certificates at the same time. One honest answer among them is enough."""
+CHAIN_ASKED_MEMBERS_MAX = CHAIN_ASKED_AT_ONCE_MAX // 2
+"""Of these, peers that we take for members: a newcomer knows only the founders, and they may all be gone."""
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,7 @@ class Place:
     evaluate_steps: int = 0
     clock: Clock = field(default_factory=SystemClock)
     verify: Verify = verify
+    random_bytes: Callable[[int], bytes] = random_bytes
     rehearsal: Rehearsal | None = None
     """What this peer is to do wrong, on purpose."""
 
@@ -247,6 +252,7 @@ class Daemon:
         )
         discovery.step = lambda: node.chain.head.step
         self._book.contacts = node.contacts
+        place.directory.keep(node.contacts)
         taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
         searching = asyncio.create_task(discovery.run(), name="discovery")
         watching = asyncio.create_task(self._watch_for_company(node, parts), name="watch for company")
@@ -288,35 +294,44 @@ class Daemon:
         clock = self._place.clock
         may_begin = node.is_member and node.chain.head.step == 0
         give_up_at = clock.monotonic_seconds() + (0.0 if may_begin else FIRST_CONTACT_SECONDS_MAX)
-        while not await self._sync_chain_once(node, parts):
+        asked: dict[PeerId, bool] = {}
+        while not await self._sync_chain_once(node, parts, asked):
             alone = node.chain.head.roster.peers == (node.me,)
             if alone or clock.monotonic_seconds() >= give_up_at:
-                if node.is_member:
+                if node.is_member or any(asked.values()):
                     return
                 raise Unreachable(
                     "nobody of this swarm answers; check the network, and that the swarm is still running"
                 )
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(BETWEEN_ROUNDS_SECONDS)
 
-    async def _sync_chain_once(self, node: Node, parts: Parts) -> bool:
-        """Ask everybody at once and take certificates as far as anybody has any; whether somebody was of use.
+    async def _sync_chain_once(self, node: Node, parts: Parts, asked: dict[PeerId, bool]) -> bool:
+        """Ask several at once and take certificates as far as anybody has any; whether that is all there is to learn.
 
-        All are heard before this peer goes on, so that no single one can say that there is nothing to know.
+        `asked` is kept between rounds: who was asked, and whether the answer was good. All of a round are heard before
+        this peer goes on, and that there is nothing to know is believed only once everybody was asked: else a few
+        strangers could say so, again and again, and nobody else would ever be heard.
         """
-        contacts = set(node.contacts())
-        others = [peer for peer in self._book.peers() if peer != node.me]
-        # Members first: anybody can be in the directory.
-        asked = sorted(others, key=lambda peer: peer not in contacts)[:CHAIN_ASKED_AT_ONCE_MAX]
-        useful = False
-        while asked:
+        if not self._unasked(node, asked):
+            asked.clear()  # nobody has answered, else we would be done: perhaps somebody does now
+        asking = _draw(self._unasked(node, asked), set(node.contacts()), self._place.random_bytes)
+        asked.update(dict.fromkeys(asking, False))
+        has_grown = False
+        while asking:
             first_step = node.chain.head.step
-            answers = await asyncio.gather(*(self._ask_for_chain(parts, peer, first_step) for peer in asked))
-            asked = []
+            answers = await asyncio.gather(*(self._ask_for_chain(parts, peer, first_step) for peer in asking))
+            asking = []
             for peer, certificates in answers:
                 if certificates is not None and await self._take_chain(node, parts, peer, certificates):
-                    useful = True
-                    asked += [peer] if certificates else []
-        return useful
+                    asked[peer] = True
+                    asking += [peer] if certificates else []
+            if node.chain.head.step == first_step:
+                break  # what there was to take is known here, however often it is handed over
+            has_grown = True
+        return has_grown or (any(asked.values()) and not self._unasked(node, asked))
+
+    def _unasked(self, node: Node, asked: dict[PeerId, bool]) -> list[PeerId]:
+        return [peer for peer in self._book.peers() if peer != node.me and peer not in asked]
 
     async def _ask_for_chain(
         self, parts: Parts, peer: PeerId, first_step: int
@@ -418,6 +433,14 @@ async def _worker(manifest: Manifest, place: Place) -> AsyncIterator[tuple[Compu
         yield client, await client.start(manifest, place.device)
     finally:
         await client.close()
+
+
+def _draw(peers: list[PeerId], contacts: set[PeerId], chance: Callable[[int], bytes]) -> list[PeerId]:
+    """Whom to ask in one round. By lot: anybody can be in the directory, and choose how its id sorts. Some of our
+    contacts first, because who is a member has more to say."""
+    drawn = sorted(peers, key=lambda peer: chance(16))
+    members = [peer for peer in drawn if peer in contacts][:CHAIN_ASKED_MEMBERS_MAX]
+    return (members + [peer for peer in drawn if peer not in members])[:CHAIN_ASKED_AT_ONCE_MAX]
 
 
 def _banned(node: Node) -> list[PeerId]:

@@ -77,6 +77,7 @@ class Duties:
         self._cancellations = 0
         self._deaths = 0
         self._restarting = asyncio.Lock()
+        self._recomputing = asyncio.Lock()
         self._generation = 0
         self.usable: Callable[[int, Digest], bool] = lambda step, digest: True
         """Whether a state on disk, before a step and with a digest, agrees with what is certified."""
@@ -125,14 +126,24 @@ class Duties:
         await self._post(done)
 
     async def recompute(self, effect: effects.RecomputeWork) -> None:
-        """Compute another peer's work unit of a past step, for an audit or a case."""
-        event: events.Event = events.RecomputeFailed(effect.step, effect.seed, effect.finder)
+        """Compute another peer's work unit of a past step, for an audit or a case.
+
+        One after the other: the worker is one, and whoever waits for it needs no whole gradient meanwhile. So memory
+        does not grow with the cases that somebody opens.
+        """
+        async with self._recomputing:
+            event = await self._recomputed(effect)
+        await self._post(event)
+
+    async def _recomputed(self, effect: effects.RecomputeWork) -> events.Event:
+        """What came of it."""
+        failed = events.RecomputeFailed(effect.step, effect.seed, effect.finder)
         if self._restarting.locked():
-            await self._post(event)
-            return
+            return failed
         generation = self._generation
-        segment, committed = self._pool.take(self._info.vector_elements * ELEMENT_BYTES), self._committed(effect)
+        segment, committed = self._pool.take(self._info.vector_elements * ELEMENT_BYTES), None
         try:
+            committed = self._committed(effect)
             found = await self._client.recompute(
                 effect.state,
                 effect.seed,
@@ -145,7 +156,7 @@ class Duties:
                 committed,
             )
             finding = found.finding if self.liar is None else self.liar.finding(effect, found.finding)
-            event = events.WorkRecomputed(
+            return events.WorkRecomputed(
                 effect.step,
                 effect.seed,
                 effect.finder,
@@ -161,14 +172,14 @@ class Duties:
             if self._is_exact:
                 # Nobody can have committed to such a gradient: it equals nothing.
                 nothing = finding_digest(effect.finder, b"")
-                event = events.WorkRecomputed(effect.step, effect.seed, effect.finder, (), nothing)
+                return events.WorkRecomputed(effect.step, effect.seed, effect.finder, (), nothing)
         except WorkerDied as error:
             await self.recover(generation, str(error))
         finally:
             self._pool.release(segment)
             if committed is not None:
                 self._pool.release(committed.gradient)
-        await self._post(event)
+        return failed
 
     def _committed(self, effect: effects.RecomputeWork) -> Committed | None:
         """What the work is to be compared with, as far as it is here."""

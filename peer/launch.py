@@ -21,7 +21,7 @@ from crowdsurf.peer.daemon import Place, fetch_manifest
 from crowdsurf.peer.discovery import AddressBook, peer_of_address
 from crowdsurf.peer.files import write_whole
 from crowdsurf.peer.invite import Invite
-from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.transport.base import Transport
 from crowdsurf.peer.transport.memory import MemoryNetwork
@@ -103,7 +103,9 @@ async def p2pd_place(
         tell(f"Run {manifest.name} trains task {manifest.task.name} with rule {manifest.rule.name}.")
         _check_admission(manifest, invite, key)
         bootstrap = tuple(address for peer in book.peers() for address in _with_peer(book.of(peer), peer))
-        directory = await HivemindDirectory.open(transport.p2p, run_id, (), verify=verify, now=wall_seconds)
+        directory = await HivemindDirectory.open(
+            transport.p2p, run_id, (), verify=verify, now=wall_seconds, chance=random_bytes
+        )
         try:
             if bootstrap:
                 await _join_directory(directory, bootstrap, may_fail=key.peer_id in manifest.founders)
@@ -191,7 +193,7 @@ class MemorySwarm:
 
     def __init__(self) -> None:
         self._network = MemoryNetwork()
-        self._directories = MemoryDirectoryNetwork(verify, wall_seconds)
+        self._directories = MemoryDirectoryNetwork(verify, wall_seconds, random_bytes)
 
     def place(self, manifest: Manifest, home: Path, key: PeerKey, evaluate_steps: int = 0) -> Place:
         """A peer's place in it."""

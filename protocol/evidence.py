@@ -20,7 +20,7 @@ FILE_BYTES_MAX = 64 * 1024 * 1024
 """One evidence file. A certified step of 16 members takes 1.9 kB, so this is the past of some 34,000 steps."""
 CHAPTERS_MAX = limits.ARRAY_ITEMS_MAX
 CHAPTER_STEPS = limits.ARRAY_ITEMS_MAX
-"""An array has no more items (`wire.unpack`), so a long past is cut."""
+"""An array has no more items, so a long past is cut."""
 
 
 class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -24,8 +24,7 @@ FRAME_BYTES_MAX = 160 * 1024
 """One length-prefixed frame on a control stream: the largest packet above plus its frame header."""
 
 ARRAY_ITEMS_MAX = 4 * ROSTER_PEERS_MAX
-"""Elements of one array in a message; the largest has one per member. The parser takes memory for the length an
-array claims before it reads the elements, at each of 1,024 levels of nesting."""
+"""Elements of one array in a message; the largest has one per member."""
 
 BLOB_BYTES_MAX = 8 * 1024**3
 """One raw tensor (a part, an aggregate, a state). A 1-billion-parameter AdamW state has 12 GB; larger

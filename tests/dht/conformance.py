@@ -165,6 +165,21 @@ class DirectoryConformance:
         assert await swarm.directories[0].find(RUN) == []
         assert await swarm.push(swarm.directories[0], key.peer_id, sound)
 
+    async def test_a_flood_of_strangers_keeps_nobody_from_announcing(
+        self, swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "DHT_RECORDS_PER_KEY_MAX", 4)
+        key, expires_at = PeerKey.generate(), swarm.clock.wall_seconds() + 60
+        crowd = [PeerKey.generate() for _ in range(12)]
+        for stranger in crowd[:8]:
+            assert await swarm.push(swarm.directories[0], stranger.peer_id, record_of(stranger, expires_at))
+        await swarm.directories[0].announce(record_of(key, expires_at))
+        for stranger in crowd[8:]:
+            assert await swarm.push(swarm.directories[0], stranger.peer_id, record_of(stranger, expires_at))
+        found = {record.peer for record in await swarm.directories[0].find(RUN)}
+        assert key.peer_id in found
+        assert len(found) == 4
+
     async def test_refused_peers_are_not_found(self, swarm: Swarm) -> None:
         banned_key, honest = PeerKey.generate(), PeerKey.generate()
         expires_at = swarm.clock.wall_seconds() + 60

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from crowdsurf.dht.base import Directory
 from crowdsurf.peer.clock import ManualClock
-from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
 from crowdsurf.protocol.ids import peer_text
@@ -74,7 +74,8 @@ class HivemindSwarm(Swarm):
     async def add(self, p2p: P2P) -> None:
         """Open one more directory."""
         bootstrap = self.addresses(-1)[:1] if self.p2ps else []
-        node = await HivemindDirectory.open(p2p, RUN, bootstrap, verify=verify, now=self.clock.wall_seconds)
+        now = self.clock.wall_seconds
+        node = await HivemindDirectory.open(p2p, RUN, bootstrap, verify=verify, now=now, chance=random_bytes)
         self.p2ps.append(p2p)
         self.nodes.append(node)
         self.directories = list(self.nodes[: PEERS - 1])
@@ -328,7 +329,7 @@ class TestHivemindDirectory(DirectoryConformance):
     async def test_unreachable_bootstrap_is_one_plain_sentence(self, swarm: HivemindSwarm) -> None:
         await swarm.nodes[0].close()
         nobody = f"/ip4/127.0.0.1/tcp/9/p2p/{peer_text(PeerKey.generate().peer_id)}"
-        options: dict[str, Any] = {"verify": verify, "now": swarm.clock.wall_seconds}
+        options: dict[str, Any] = {"verify": verify, "now": swarm.clock.wall_seconds, "chance": random_bytes}
         with pytest.raises(WorldError, match="none of the 1 bootstrap addresses answers"):
             await HivemindDirectory.open(swarm.p2ps[0], RUN, [nobody], **options)
         with pytest.raises(MisuseError, match="not a multiaddress"):

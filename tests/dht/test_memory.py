@@ -7,7 +7,7 @@ import pytest
 from crowdsurf.dht.base import Directory
 from crowdsurf.dht.memory import MemoryDirectoryNetwork
 from crowdsurf.peer.clock import ManualClock
-from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.protocol.errors import Refusal
 from tests.dht.conformance import OTHER_RUN, RUN, DirectoryConformance, Swarm, record_of
 
@@ -17,7 +17,7 @@ class MemorySwarm(Swarm):
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.network = MemoryDirectoryNetwork(verify, self.clock.wall_seconds)
+        self.network = MemoryDirectoryNetwork(verify, self.clock.wall_seconds, random_bytes)
         self.directories = [self.network.open(RUN) for _ in range(3)]
 
     async def push(self, directory: Directory, name: bytes, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import msgpack
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crowdsurf.dht import book as book_module
-from crowdsurf.dht.book import RecordBook
-from crowdsurf.dht.records import check_record, decode_record, sign_record
+from crowdsurf.dht.book import RecordBook, offer_own
+from crowdsurf.dht.records import PeerRecord, check_record, decode_record, sign_record
 from crowdsurf.peer.clock import ManualClock
 from crowdsurf.peer.keys import PeerKey, verify
-from crowdsurf.protocol import limits
+from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.errors import Code, MisuseError, Refusal
-from crowdsurf.protocol.ids import PeerId, peer_text
+from crowdsurf.protocol.ids import PeerId, peer_id_from_public_key, peer_text
 from tests.dht.conformance import OTHER_RUN, RUN, record_of
 
 KEY = PeerKey(b"k" * 32)
@@ -136,7 +137,7 @@ class CountingBook(RecordBook):
 
     def __init__(self, clock: ManualClock) -> None:
         self.checks = 0
-        super().__init__(RUN, self.count, clock.wall_seconds)
+        super().__init__(RUN, self.count, clock.wall_seconds, random.Random(5).randbytes)
 
     def count(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Check and count."""
@@ -156,13 +157,16 @@ def test_only_new_records_cost_a_signature_check() -> None:
     assert book.get(KEY.peer_id) == decode_record(newer)
 
 
-def test_full_book_refuses_newcomers_and_keeps_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_book_refuses_newcomers_and_keeps_who_is_there_if_they_are_no_strangers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(limits, "DHT_RECORDS_PER_KEY_MAX", 2)
     clock = ManualClock()
     book = CountingBook(clock)
+    book.keep(lambda: [KEY.peer_id])
     third = PeerKey.generate()
     book.offer(record_of(KEY, clock.wall_seconds() + 10), KEY.peer_id)
-    book.offer(record_of(OTHER, clock.wall_seconds() + 60), OTHER.peer_id)
+    offer_own(book, record_of(OTHER, clock.wall_seconds() + 60))
     with pytest.raises(Refusal) as caught:
         book.offer(record_of(third, clock.wall_seconds() + 60), third.peer_id)
     assert caught.value.code is Code.QUEUE_FULL
@@ -172,9 +176,37 @@ def test_full_book_refuses_newcomers_and_keeps_who_is_there(monkeypatch: pytest.
     assert {record.peer for record in book.records()} == {OTHER.peer_id, third.peer_id}
 
 
+def test_a_crowd_of_strangers_shuts_nobody_out() -> None:
+    """2,048 fresh identities and a book for 1,024: whoever is no stranger stays, and a stranger that comes is taken."""
+    clock = ManualClock()
+    # What is to be seen is who makes room; signatures are looked at by the other tests.
+    book = RecordBook(RUN, lambda *_: True, clock.wall_seconds, random.Random(5).randbytes)
+    contact, later = PeerKey(b"c" * 32), PeerKey(b"l" * 32)
+    book.keep(lambda: [contact.peer_id])
+    soon, late = clock.wall_seconds() + 600, clock.wall_seconds() + limits.DHT_RECORD_LIFETIME_SECONDS_MAX - 1
+    book.offer(record_of(contact, soon), contact.peer_id)
+    crowd = [
+        PeerRecord(RUN, peer_id_from_public_key(number.to_bytes(32, "big")), (), 0, late, bytes(64))
+        for number in range(2 * limits.DHT_RECORDS_PER_KEY_MAX)
+    ]
+    for record in crowd[: len(crowd) // 2]:
+        book.offer(wire.pack(record), record.peer)
+    offer_own(book, record_of(KEY, soon))
+    book.offer(record_of(later, soon), later.peer_id)
+    assert {KEY.peer_id, contact.peer_id, later.peer_id} < {record.peer for record in book.records()}
+    for record in crowd[len(crowd) // 2 :]:
+        book.offer(wire.pack(record), record.peer)
+    there = {record.peer for record in book.records()}
+    assert {KEY.peer_id, contact.peer_id} < there
+    assert len(there) == limits.DHT_RECORDS_PER_KEY_MAX
+    # By lot: some of either half.
+    assert all(200 < len(there & {record.peer for record in half}) < 900 for half in (crowd[:1024], crowd[1024:]))
+
+
 def test_book_is_bounded_in_bytes_and_gets_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock()
     book = CountingBook(clock)
+    book.keep(lambda: [KEY.peer_id])
     large = record_of(KEY, clock.wall_seconds() + 10, addresses=["/dns4/" + "x" * 200] * 10)
     monkeypatch.setattr(book_module, "BOOK_BYTES_MAX", len(large))
     book.offer(large, KEY.peer_id)
@@ -183,6 +215,8 @@ def test_book_is_bounded_in_bytes_and_gets_them_back(monkeypatch: pytest.MonkeyP
     book.offer(record_of(KEY, clock.wall_seconds() + 20), KEY.peer_id)
     book.offer(record_of(OTHER, clock.wall_seconds() + 60), OTHER.peer_id)
     assert len(book.entries()) == 2
+    book.offer(record_of(KEY, clock.wall_seconds() + 30, addresses=["/dns4/" + "x" * 200] * 10), KEY.peer_id)
+    assert [record.peer for record in book.records()] == [KEY.peer_id]  # the stranger has made room
 
 
 def test_a_banned_peers_record_is_refused_and_the_one_that_is_held_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,9 @@ class FakeDirectory(Directory):
         return self.records
 
     def refuse(self, peers: Container[bytes]) -> None:
+        """Nothing."""
+
+    def keep(self, contacts: Callable[[], Iterable[bytes]]) -> None:
         """Nothing."""
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+import tracemalloc
 from collections.abc import Callable
 
 import msgspec
@@ -336,6 +337,25 @@ def test_not_an_evidence_file() -> None:
         refused(lambda data=data: unpack_evidence(data), Code.MALFORMED)  # type: ignore[misc]
     assert b"crowdsurf evidence 1" in case.file(evidence)[:32]
     refused(lambda: unpack_evidence(case.file(evidence) + b"\x00"), Code.MALFORMED)
+
+
+@pytest.mark.parametrize("where", ["instead of the file", "in its past"])
+def test_a_forged_file_takes_little_memory(where: str) -> None:
+    """A million empty arrays, one byte each: as plain values they would take 72 MiB."""
+    case, evidence = a_case()
+    thousand = b"\xdc\x04\x00"
+    data = thousand + (thousand + b"\x90" * 1024) * 1024
+    if where == "in its past":
+        whole = pack_evidence(run_id_of(case.manifest), evidence, ())
+        assert whole.endswith(b"\x90")  # no chapters
+        data = whole[:-1] + data
+    tracemalloc.start()
+    try:
+        refused(lambda: unpack_evidence(data), Code.MALFORMED)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < len(data)
 
 
 def test_a_long_past_is_cut_into_chapters_and_one_too_long_is_left_out() -> None:

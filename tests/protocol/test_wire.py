@@ -191,8 +191,21 @@ def test_nested_bombs_take_little_memory(claim: bytes, levels: int) -> None:
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # 1,024 levels of 1,024 pointers; without the bound on arrays it is half a gigabyte.
-    assert peak_bytes < 12 * 1024**2
+    assert peak_bytes < 1024**2
+
+
+@pytest.mark.parametrize("kind", [Envelope, Certificate, Manifest, list[bytes], tuple[bytes, ...]])
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\xa0"], ids=["arrays", "maps", "texts"])
+def test_what_has_no_place_in_a_type_takes_no_memory(kind: type, item: bytes) -> None:
+    """One byte each on the wire, up to 72 in memory."""
+    data = b"\xdc\x00\x40" + (b"\xdc\x04\x00" + item * 1024) * 64
+    tracemalloc.start()
+    try:
+        refused(partial(wire.unpack, data, kind, 2 * SIZE), Code.MALFORMED)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < SIZE
 
 
 def test_long_strings_are_bounded_by_the_message() -> None:
