@@ -165,6 +165,7 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
         or bool((members | head.roster.kept_out(head.step + 1)) & set(header.joined)),
         "who left": not _sorted_distinct(header.left) or not set(header.left) <= members,
         "who is excused": not _excused_ok(head, header),
+        "who was heard": len(header.heard) != (size + 7) // 8 or bool(int.from_bytes(header.heard, "little") >> size),
         "who is banned": not _bans_ok(head.roster, header),
         "the parts of a void step": any(header.parts) and bool(withheld(header)),
     }

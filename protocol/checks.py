@@ -77,6 +77,10 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
         raise Refusal(Code.BAD_COMMIT, f"{len(commit.norms)} lengths of parts")
     if not all(norm >= 0.0 for norm in commit.norms):
         raise Refusal(Code.BAD_COMMIT, "a length of a part is no length")
+    if len(commit.heard) not in (0, (len(facts.peers) + 7) // 8) or int.from_bytes(commit.heard, "little") >> len(
+        facts.peers
+    ):
+        raise Refusal(Code.BAD_COMMIT, "it has heard others than members")
     for names in (commit.joins, commit.leaves):
         if list(names) != sorted(set(names)):
             raise Refusal(Code.BAD_COMMIT, "named peers must be sorted and distinct")

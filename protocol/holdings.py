@@ -13,7 +13,7 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.events import WorkDone, WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Ban, Commit, Cut, Envelope, Header, Reveal
+from crowdsurf.protocol.messages import Ban, Commit, Cut, Envelope, Header, Reveal, bitmap_of
 from crowdsurf.protocol.outcome import (
     Missing,
     StepFacts,
@@ -41,6 +41,8 @@ class Holdings:
         self.joins: set[PeerId] = set()
         self.leaves: set[PeerId] = set()
         """Who has asked to join, or to leave."""
+        self.heard_before: frozenset[PeerId] = frozenset()
+        """Whose commit of the step before had come in time."""
         clipping = facts.clipping
         self.scrutiny = Scrutiny(clipping, facts.peers.index(me)) if clipping is not None else None
         """What it makes of aggregates; None where they are not checked."""
@@ -61,7 +63,12 @@ class Holdings:
             leaves=tuple(sorted(self.leaves))[: limits.JOINS_PER_COMMIT_MAX],
             finding=work.finding if isinstance(work, WorkRecomputed) else b"",
             norms=norms if self.scrutiny is not None else (),
+            heard=self._heard_before(),
         )
+
+    def _heard_before(self) -> bytes:
+        peers = self.facts.peers
+        return bitmap_of([index for index, peer in enumerate(peers) if peer in self.heard_before], len(peers))
 
     def whole_cut(self) -> Cut:
         """A cut of every commit that is here."""

@@ -103,6 +103,9 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     tells it, so who has not recomputed cannot agree. Empty if it could not, which costs a strike."""
     norms: Annotated[tuple[float, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
     """Length of every part of the gradient, where projections are checked: how long an aggregate may be."""
+    heard: Bitmap = b""
+    """Members whose commit of the step before had come when this contributor accepted a cut of it; empty if it does not
+    know. A proposer alone cannot make them absent."""
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -194,6 +197,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Peers that are banned from the next step on, by rising peer id."""
     projections: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
     """Payload digest of the projection of every part that counts, where they are checked; else nothing at all."""
+    heard: Bitmap = b""
+    """Members that any commit of the cut says were heard in the step before."""
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

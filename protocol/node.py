@@ -7,8 +7,7 @@ a number, so the live daemon, the simulator and a unit test drive the very same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from crowdsurf.protocol import events, limits
 from crowdsurf.protocol.auditor import Auditor
@@ -48,7 +47,6 @@ from crowdsurf.protocol.membership import Membership
 from crowdsurf.protocol.messages import (
     Certificate,
     Envelope,
-    Header,
     Join,
     Kind,
     Leave,
@@ -56,6 +54,7 @@ from crowdsurf.protocol.messages import (
     indexes_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.recovery import Recovered
 from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sightings import check_echo
 from crowdsurf.protocol.step import StepMachine
@@ -69,18 +68,6 @@ _RESULTS: dict[type, Callable[..., None]] = {
 """What the compute side has done for the step under way."""
 _ADVANCING = (events.EnvelopeReceived, events.BlobArrived, *_RESULTS)
 """Events after which the machine has looked at its table itself."""
-
-
-@dataclass(slots=True)
-class Recovered:
-    """What a journal gives back after a restart."""
-
-    certificates: Iterable[Certificate] = ()
-    signed: list[Envelope] = field(default_factory=list)
-    """Messages of ours that may have been sent."""
-    locks: list[tuple[Header, int]] = field(default_factory=list)
-    heard: list[Envelope] = field(default_factory=list)
-    """Messages of others: the grounds of the newest lock."""
 
 
 class Node:
@@ -113,6 +100,7 @@ class Node:
         self.auditor = Auditor(signer, self.chain.run_id, verify, manifest, self._timing.transfer.bound_seconds)
         self._leaving = self._asked_to_join = False
         self._leave_asked_step = 0
+        self._heard_in_time: frozenset[PeerId] = frozenset()
         self._effects: list[Effect] = []
 
     # --- the whole interface -----------------------------------------------------------------------------
@@ -401,6 +389,7 @@ class Node:
         if self.machine is not None:
             header = certificate.header
             self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
+        self._heard_in_time = self.machine.heard_in_time if self.machine is not None else frozenset()
         self._drop_machine()
         self._helped.clear()
         self._late_words.clear()
@@ -497,6 +486,7 @@ class Node:
         machine = StepMachine(facts, self._signer, self.chain.run_id, self._elements, self._timing, now)
         machine.gone = self._gone
         machine.holdings.joins, machine.holdings.leaves = self.membership.joins(head), self.membership.leaves(head)
+        machine.holdings.heard_before = self._heard_in_time
         self.machine = machine
         machine.holdings.convictions = self.auditor.convictions(head)
         self._announce_at = now if self._leaving else None

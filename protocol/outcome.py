@@ -136,6 +136,7 @@ def build_header(
         left=left,
         next_roster=b"",
         excused=bitmap_of(excused(commits), size),
+        heard=bitmap_of(heard(commits), size),
         bans=_bans(convictions, facts.peers, joined),
         projections=tuple(projection for _, projection in counted) if scrutiny is not None else (),
     )
@@ -244,6 +245,11 @@ def excused(commits: Mapping[int, Commit]) -> list[int]:
     return [index for index, commit in commits.items() if not commit.parts and not commit.finding]
 
 
+def heard(commits: Mapping[int, Commit]) -> set[int]:
+    """Members that any of these contributors has heard in time in the step before."""
+    return {index for commit in commits.values() for index in indexes_of(commit.heard)}
+
+
 def examine(
     facts: StepFacts,
     transcript: Transcript,
@@ -278,6 +284,8 @@ def examine(
         raise Refusal(Code.BAD_OUTCOME, "who joined or left does not follow from the commits")
     if header.excused != bitmap_of(excused(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
         raise Refusal(Code.BAD_OUTCOME, "who could not validate does not follow from the commits")
+    if header.heard != bitmap_of(heard(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
+        raise Refusal(Code.BAD_OUTCOME, "who was heard in the step before does not follow from the commits")
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import msgspec
 
 from crowdsurf.protocol import effects, limits, wire
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, View
-from crowdsurf.protocol.node import Recovered
 
 GROUNDS_BYTES_MAX = 16 * 1024 * 1024
 """Of 256 members: as many commits of 9 KB, as many aggregates of 300 bytes, and the cut."""
@@ -31,6 +31,18 @@ class RecordType(enum.IntEnum):
     SIGNED = 1
     LOCK = 2
     CERTIFICATE = 3
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a journal gives back after a restart."""
+
+    certificates: Iterable[Certificate] = ()
+    signed: list[Envelope] = field(default_factory=list)
+    """Messages of ours that may have been sent."""
+    locks: list[tuple[Header, int]] = field(default_factory=list)
+    heard: list[Envelope] = field(default_factory=list)
+    """Messages of others: the grounds of the newest lock."""
 
 
 class Lock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -135,14 +135,16 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     failed = set() if silent else {index for part, index in enumerate(aggregators) if not header.parts[part]}
     contributors = set(indexes_of(header.contributors))
     present = contributors - failed - silent
-    excused = set(indexes_of(header.excused))
+    excused, heard = set(indexes_of(header.excused)), set(indexes_of(header.heard)) - contributors
     if 2 * len(failed) >= len(contributors):
-        failed = set()  # not peers failed but the network: nobody gets a strike for it
+        failed = heard = set()  # not peers failed but the network: no strikes, and a step that all others have missed
     fades = (header.step + 1) % STRIKE_FADES_STEPS == 0
     members = []
     for index, member in enumerate(roster.members):
         strikes = max(0, member.strikes - fades) + (index in failed or index in at_fault or index in excused)
-        missed = 0 if index in present else member.missed + 1
+        # Whom a contributor has heard lately, but not the proposer of this cut, is not absent: liars that propose could
+        # make everybody honest drop out.
+        missed = 0 if index in present else member.missed + (index not in heard)
         members.append(Member(member.peer, member.joined, missed, strikes))
     gone = {*header.left, *(ban.peer for ban in header.bans)}
     rests = {member.peer for member in members if member.strikes >= roster.strikes_max(member.peer)}

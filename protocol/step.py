@@ -102,6 +102,8 @@ class StepMachine:
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
+        self.heard_in_time: frozenset[PeerId] = frozenset()
+        """Whose commit had come when this member accepted its first cut."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
@@ -352,8 +354,8 @@ class StepMachine:
             schedule = lay_out(now, transfer, delivery, self._scrutiny is not None)
             known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
             self.effects += known.opening(self._elements)
-        self.accepted = known
-        self._deadline = known.schedule.parts
+        self.accepted, self._deadline = known, known.schedule.parts
+        self.heard_in_time = self.heard_in_time or frozenset(self.transcript.commits)
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
             if heard == name and isinstance(opened.payload, Aggregate):
                 self._expect_aggregate(opened.payload, sender)

@@ -14,8 +14,7 @@ from crowdsurf.protocol import effects
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import Certificate, Envelope
-from crowdsurf.protocol.node import Recovered
-from crowdsurf.protocol.recovery import pack_grounds, record_of, recover, unpack_grounds
+from crowdsurf.protocol.recovery import Recovered, pack_grounds, record_of, recover, unpack_grounds
 
 CHECKPOINT_STEPS = 10
 """A state is kept every so many steps, as in the live daemon."""

@@ -336,6 +336,8 @@ def _wrong_sources(header: Header, before: Before, cut: Cut, commits: dict[int, 
         ),
         "excuses others than validators without a finding": indexes_of(header.excused)
         != [index for index, commit in commits.items() if not commit.parts and not commit.finding],
+        "says that others were heard than those that its contributors have heard": set(indexes_of(header.heard))
+        != {index for commit in commits.values() for index in indexes_of(commit.heard)},
         "has a beacon of its own": header.beacon != next_beacon(before.beacon, () if void else header.nonces),
     }
 
@@ -396,13 +398,15 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
     guilty = silent if len(contributors) - len(silent) > len(old) / 2 else set()
     duties = assignment.aggregators(before.beacon, tuple(contributors), len(old))
     lazy = set() if silent else {index for part, index in enumerate(duties) if not header.parts[part]}
+    is_lame = 2 * len(lazy) >= len(contributors)
     counted = []
     for index, member in enumerate(old):
         strikes = member.strikes - 1 if after % STRIKE_FADES_STEPS == 0 and member.strikes else member.strikes
         idle = index not in contributors or index in lazy or index in silent
-        blamed = (index in lazy and 2 * len(lazy) < len(contributors)) or index in guilty
+        blamed = (index in lazy and not is_lame) or index in guilty
         strikes += 1 if blamed or index in indexes_of(header.excused) else 0
-        counted.append(Member(member.peer, member.joined, member.missed + 1 if idle else 0, strikes))
+        is_absent = is_lame or index in contributors or index not in indexes_of(header.heard)
+        counted.append(Member(member.peer, member.joined, member.missed + is_absent if idle else 0, strikes))
     gone = {*header.left, *banned}
     times = {rest.peer: rest.times for rest in before.roster.resting}
     tired = {old[index].peer for index in guilty}

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.cases import Proof, objection_to, proof_holds
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.messages import Accusation, Envelope, Kind, Reason, Verdict, Vote
+from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Accusation, Cut, Envelope, Kind, Reason, Verdict, Vote, indexes_of
+from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.wire import pack
 from tests.protocol.court import assert_just, opened, others_of, run_until_drawn, say, watchful_swarm, working_swarm
-from tests.protocol.swarm import FakePeer, FakeSigner, name, verify_mac
+from tests.protocol.swarm import FakePeer, FakeSigner, Swarm, name, verify_mac
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_liars_that_propose_drop_nobody_honest(seed: int) -> None:
+    """They name themselves and as few others as they may. Whoever is left out would have missed the step, propose last
+    in the next one, and soon be out; then liars would be a quorum, and could ban whom they like."""
+    swarm = Swarm(5, seed=seed, steps=30, audit=AuditSection(rate=0.0625))
+    liars = random.Random(seed).sample(swarm.list, 2)
+    for liar in liars:
+        name_few_others(liar, {peer.id for peer in liars})
+    swarm.start()
+    assert swarm.run_to_end(3000)
+    headers = [certificate.header for certificate in swarm.list[0].journal_certificates]
+    assert any(len(indexes_of(header.contributors)) == 3 for header in headers)
+    for peer in swarm.list:
+        assert len(peer.node.chain.head.roster) == 5
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
+
+
+def name_few_others(liar: FakePeer, liars: set[PeerId]) -> None:
+    """As proposer of a step a liar makes a cut of its own kind and just enough others."""
+    give = liar.give
+
+    def changed(event: events.Event) -> None:
+        machine = liar.node.machine
+        if machine is not None:
+            machine.holdings.whole_cut = lambda: few(machine)  # type: ignore[method-assign]
+        give(event)
+
+    def few(machine: StepMachine) -> Cut:
+        said, peers = machine.transcript.commits, machine.facts.peers
+        order = sorted((peers[i] not in liars, i) for i in range(len(peers)) if peers[i] in said)
+        chosen = sorted(index for _, index in order[: machine.quorum])
+        return Cut(machine.facts.head.previous, tuple((index, said[peers[index]].digest) for index in chosen))
+
+    liar.give = changed  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("step", [4, 10**6])

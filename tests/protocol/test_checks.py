@@ -46,6 +46,8 @@ def test_good_messages_pass() -> None:
         ({"parts": (*COMMIT.parts, bytes(32))}, Code.BAD_COMMIT),
         ({"joins": tuple(reversed(PAIR))}, Code.BAD_COMMIT),
         ({"leaves": (PAIR[0], PAIR[0])}, Code.BAD_COMMIT),
+        ({"heard": b"\x10"}, Code.BAD_COMMIT),
+        ({"heard": b"\x01\x00"}, Code.BAD_COMMIT),
     ],
 )
 def test_bad_commits(changes: dict[str, Any], code: Code) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.cases import case_name, subject_of
+from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.envelope import Slot, open_envelope, seal
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.evidence import (
@@ -245,10 +246,14 @@ def test_a_peer_cannot_be_banned_on_the_word_of_one_that_was_not_drawn() -> None
     case, evidence = a_case()
     found = check(case, case.file(evidence))
     assert found.audit is not None
-    drawn, step = {found.audit.validator, found.audit.target}, found.audit.step
-    victims = sorted(case.honest - drawn)
-    accused = victims[0]
-    for accuser in victims[1:]:
+    step = found.audit.step
+    chain = Chain(case.manifest)
+    for certificate in case.certificates[: step + 1]:
+        chain.extend(certificate, case.registry.verify)
+    drawn = {(audit.validator, audit.target) for audit in chain.head.audits}
+    pairs = [pair for pair in itertools.permutations(sorted(case.honest), 2) if pair not in drawn]
+    assert pairs
+    for accuser, accused in pairs:
         accusation = Accusation(accused, Reason.WRONG_GRADIENT, step)
         envelope = said(case, accuser, step + 1, accusation)
         name = case_of(envelope)

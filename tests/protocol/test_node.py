@@ -12,7 +12,8 @@ from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import Certificate, Envelope, Join, Kind, Vote
-from crowdsurf.protocol.node import Node, Recovered
+from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.recovery import Recovered
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import ELEMENTS, FakePeer, FakeSigner, Swarm, name, verify_mac

@@ -12,7 +12,7 @@ from crowdsurf.protocol.chain import Chain, beacon_after, check_header, followin
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Ban, Header, Kind, Reason, bitmap_of, indexes_of
-from crowdsurf.protocol.outcome import build_header, examine, membership_changes, overlooked
+from crowdsurf.protocol.outcome import build_header, examine, heard, membership_changes, overlooked
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, digest_of, refused
 from tests.protocol.swarm import FakeSigner, name, verify_mac
@@ -231,6 +231,16 @@ def test_who_could_not_validate_follows_from_the_commits() -> None:
     step = CompleteStep(4, head=chain.head, audit=AuditSection(rate=0.25))
     assert indexes_of(step.header.excused) == []
     assert "could not validate" in bad(consistent(step, excused=bitmap_of(step.head.validators, 4)), step)
+
+
+def test_who_was_heard_follows_from_the_commits() -> None:
+    assert indexes_of(STEP.header.heard) == []
+    assert "who was heard" in bad(consistent(STEP, heard=bitmap_of([2], 4)))
+    commits = {
+        index: msgspec.structs.replace(STEP.commit(index, {}, {}), heard=bitmap_of(named, 4))
+        for index, named in enumerate(([0, 2], [2, 3], [], [3]))
+    }
+    assert heard(commits) == {0, 2, 3}
 
 
 def test_a_header_that_voids_the_step_overlooks_nonces_but_no_parts() -> None:
