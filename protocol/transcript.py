@@ -270,7 +270,9 @@ class Transcript:
             return said.digest in self.witnesses(said.cut, said.part)
         if isinstance(said, Projection):
             return any(name in header.projections for header in headers)
-        known = [shown.payload for shown in self.reveals_of(said.cut) if shown.sender == opened.sender]  # a reveal
+        if not isinstance(said, Reveal):
+            return False
+        known = [shown.payload for shown in self.reveals_of(said.cut) if shown.sender == opened.sender]
         return all(isinstance(one, Reveal) and one.nonce != said.nonce for one in known)
 
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
