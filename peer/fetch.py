@@ -16,6 +16,7 @@ from pathlib import Path
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import check_digest, receive_blob, transfer_seconds
+from crowdsurf.peer.candidates import Begun
 from crowdsurf.peer.links import Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
@@ -205,8 +206,9 @@ class Fetcher:
         finally:
             stream.abort()
 
-    async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore) -> bool:
-        """Get expected bytes into their place; False if the peer does not have them. Raises Refusal, WorldError."""
+    async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore, begun: Begun = lambda nbytes: None) -> bool:
+        """Get expected bytes into their place; False if the peer does not have them. `begun` hears how many bytes come
+        once they do. Raises Refusal, WorldError."""
         stream = await self._ask(peer, FrameKind.GET_BLOB, digest)
         try:
             bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
@@ -219,16 +221,20 @@ class Fetcher:
             await frames.receive_payload(stream, memoryview(name), ANSWER_SECONDS)
             if bytes(name) != digest:
                 raise Refusal(Code.UNEXPECTED_BLOB, "other bytes than asked for")
-            arrived = await receive_blob(stream, blobs, digest, length - DIGEST_BYTES, pulled=True)
+            nbytes = length - DIGEST_BYTES
+            if blobs.is_expected(digest) and blobs.fits(digest, nbytes):
+                begun(nbytes)
+            arrived = await receive_blob(stream, blobs, digest, nbytes, pulled=True)
             await self._finish(stream)
             return arrived
         finally:
             stream.abort()
 
-    async def state(self, peer: PeerId, into: memoryview) -> int | None:
+    async def state(self, peer: PeerId, into: memoryview, begun: Begun = lambda nbytes: None) -> int | None:
         """Get a whole state of exactly `len(into)` bytes; the step it is before, None if the peer has none.
 
-        Raises Refusal, WorldError. The caller checks the digest against a certificate.
+        `begun` hears how many bytes come once they do. Raises Refusal, WorldError. The caller checks the digest
+        against a certificate.
         """
         stream = await self._ask(peer, FrameKind.GET_STATE, b"")
         try:
@@ -240,6 +246,7 @@ class Fetcher:
             header = wire.unpack(payload, packets.StateHeader, 32)
             if header.state_bytes != len(into):
                 raise Refusal(Code.OVERSIZED, f"a state of {header.state_bytes} bytes where {len(into)} are expected")
+            begun(len(into))
             async with frames.deadline(transfer_seconds(len(into)), "a state"):
                 await self._receive_chunks(stream, into)
             await self._finish(stream)
