@@ -34,6 +34,7 @@ from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.keys import PeerKey, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.links import Links
+from crowdsurf.peer.members import Members
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
@@ -207,6 +208,7 @@ class Daemon:
         server = FetchServer(
             self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
         )
+        server.members = Members(node)
         self._node, self._links, self._duties = node, links, duties
         fetcher = Fetcher(place.transport)
         evidence = EvidenceStore(place.folder, run_id)
