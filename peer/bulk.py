@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Container
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
-from crowdsurf.peer.links import Post, Refuse
+from crowdsurf.peer.links import STRANGER_IDLE_SECONDS, Post, Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
@@ -127,6 +128,8 @@ class Bulk:
         self.run_id = run_id
         self.blobs = blobs
         self.metrics = metrics
+        self.members: Container[PeerId] = frozenset()
+        """Whose streams to us may be idle for long."""
         self._post = post
         self._refuse = refuse
         self._patience_seconds = patience_seconds
@@ -162,7 +165,8 @@ class Bulk:
 
     async def _receive_one(self, stream: Stream) -> None:
         bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
-        kind, length = await frames.receive_header(stream, bytes_max, IDLE_SECONDS_MAX)
+        idle_seconds = IDLE_SECONDS_MAX if stream.peer in self.members else STRANGER_IDLE_SECONDS
+        kind, length = await frames.receive_header(stream, bytes_max, idle_seconds)
         if kind != FrameKind.PUSH or length <= packets.PUSH_HEAD.size:
             raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a bulk stream")
         head = bytearray(packets.PUSH_HEAD.size)

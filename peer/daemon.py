@@ -199,6 +199,8 @@ class Daemon:
             store.locate(certificate.header.step, certificate.header.parts)
         refuse = self._driver.refuse
         place.transport.refuse(self._bans)
+        members = Members(node)
+        place.transport.prefer(members)
         place.directory.refuse(self._bans)
         links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics, self._bans)
         patience = self.manifest.deadlines.transfer_seconds_max
@@ -208,7 +210,7 @@ class Daemon:
         server = FetchServer(
             self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
         )
-        server.members = Members(node)
+        links.members = bulk.members = server.members = members
         self._node, self._links, self._duties = node, links, duties
         fetcher = Fetcher(place.transport)
         evidence = EvidenceStore(place.folder, run_id)
