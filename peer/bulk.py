@@ -184,25 +184,26 @@ class Bulk:
 async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int, *, pulled: bool = False) -> bool:
     """Receive announced bytes into their place and check them; False if they are not needed (and were skipped).
 
-    While another stream is at it, pushed bytes are skipped too. Those we `pulled` are not: whoever pushes slowly
-    must not keep us from getting them elsewhere.
+    While another stream is at it, pushed bytes are skipped too. Those we `pulled` are not, nor those their author
+    pushes: whoever pushes slowly must not keep us from getting them elsewhere. The first that is complete counts.
 
     Raises Refusal(UNEXPECTED_BLOB) for a wrong size, Refusal(WRONG_DIGEST) for wrong bytes, WorldError.
     """
     if not blobs.fits(digest, nbytes):
         raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes under the name of others")
-    with blobs.receiving(digest, nbytes, stream.abort) as place:
+    with blobs.receiving(digest, nbytes, stream.abort, stream.peer) as place:
         if place is not None:
             await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
             await _require_digest(place.view, digest)
             return blobs.arrived(digest, place)
-    if not pulled or not blobs.is_expected(digest):
-        await _skip(stream, nbytes)
-        return False
-    beside = memoryview(bytearray(nbytes))
-    await frames.receive_payload(stream, beside, transfer_seconds(nbytes))
-    await _require_digest(beside, digest)
-    return blobs.put(digest, beside)
+    with blobs.receiving_beside(digest, stream.peer) as may_push:
+        if may_push or (pulled and blobs.is_expected(digest)):
+            beside = memoryview(bytearray(nbytes))
+            await frames.receive_payload(stream, beside, transfer_seconds(nbytes))
+            await _require_digest(beside, digest)
+            return blobs.put(digest, beside)
+    await _skip(stream, nbytes)
+    return False
 
 
 async def _require_digest(view: memoryview, digest: Digest) -> None:

@@ -196,7 +196,7 @@ class Driver:
             case effects.SendWant():
                 parts.links.send(effect.to, FrameKind.WANT, wire.pack(Want(effect.digests)))
             case effects.ExpectPart():
-                parts.blobs.expect_part(effect)
+                parts.blobs.expect_part(effect, self._contributor(effect))
             case effects.ExpectAggregate():
                 parts.blobs.expect_aggregate(effect)
             case effects.SendBlob():
@@ -226,6 +226,11 @@ class Driver:
                 self._start(parts.duties.apply(effect))
             case _:
                 await self._tell(effect)
+
+    def _contributor(self, effect: effects.ExpectPart) -> PeerId | None:
+        """Whose part it is; None if its step is over."""
+        head = self._parts.node.chain.head
+        return PeerId(head.roster.peers[effect.member]) if head.step == effect.step else None
 
     async def _tell(self, effect: Effect) -> None:
         """Effects that are news for people, or for the connections."""

@@ -18,7 +18,7 @@ from crowdsurf.peer.compute.segments import size_class
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.ids import Digest, PeerId, blob_digest, digest
 from crowdsurf.protocol.messages import Certificate
-from tests.peer.shell import STATE_BYTES, key_of, until
+from tests.peer.shell import STATE_BYTES, key_of, soon, until
 from tests.peer.test_driver import DATA, NAME, OTHER, THIRD, Setup, certificate
 
 pytestmark = pytest.mark.usefixtures("tidy")
@@ -128,3 +128,17 @@ async def test_a_peer_that_never_answers_does_not_keep_a_state_from_us(
     assert await setup.heard(events.StateReady) == events.StateReady(10, Digest(bytes(32)), THIRD)
     assert loaded == [DATA]
     await until(lambda: setup.driver._parts.pool.idle_bytes == 2 * size_class(STATE_BYTES))
+
+
+async def test_it_is_known_whose_part_is_expected(setup: Setup) -> None:
+    head = SimpleNamespace(step=0, roster=SimpleNamespace(peers=(OTHER, THIRD)))
+    setup.node.chain = SimpleNamespace(head=head)
+    late = blob_digest(b"of a step that is over")
+    setup.on_leave(
+        effects.ExpectPart(0, 0, 2, 1, NAME, STATE_BYTES // 2),
+        effects.ExpectPart(1, 0, 2, 0, late, STATE_BYTES // 2),
+        effects.Finished("done"),
+    )
+    await soon(setup.run())
+    assert setup.blobs._authors == {NAME: {THIRD}}
+    assert setup.blobs.is_expected(late)
