@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.effects import ExpectAggregate, ExpectPart
-from crowdsurf.protocol.ids import Digest
+from crowdsurf.protocol.ids import Digest, PeerId
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +80,12 @@ class BlobStore:
         """Every place of the same bytes, and the step whose memory it is in. There may be many: a layer that has died
         has the same gradient in every step, and of one contributor the aggregate is its gradient."""
         self._expected: dict[Digest, list[tuple[int, Place]]] = {}
-        self._receiving: dict[Digest, Callable[[], None]] = {}
+        self._receiving: dict[Digest, tuple[PeerId | None, Callable[[], None]]] = {}
+        """Who is sending bytes straight into their place, and how to stop it."""
+        self._received_beside: set[tuple[Digest, PeerId | None]] = set()
+        """What is received into memory of its own meanwhile: see `receiving_beside`."""
+        self._authors: dict[Digest, set[PeerId]] = {}
+        """Of expected bytes, who is known to push them."""
         self._closed = False
         self._oldest_step = 0
         self._changed = asyncio.Event()
@@ -147,21 +152,23 @@ class BlobStore:
                 segment.view[start * ELEMENT_BYTES : stop * ELEMENT_BYTES] = place.view
         return segment, is_there
 
-    def expect_part(self, effect: ExpectPart) -> None:
-        """Make an inbox row for a contributor's part. A member may have committed to two, one after the other: the
-        second one lies beside, so that nothing is ever written over bytes that are checked."""
+    def expect_part(self, effect: ExpectPart, author: PeerId | None = None) -> None:
+        """Make an inbox row for a part of the contributor `author`. A member may have committed to two, one after the
+        other: the second one lies beside, so that nothing is ever written over bytes that are checked."""
         step, digest, nbytes = effect.step, effect.digest, effect.blob_bytes
         memory = self._step(step, effect.parts)
         is_first = memory.rows.setdefault((effect.part, effect.member), digest) == digest
         if self._is_new(step, digest, nbytes):
             row = Place(self._inbox(memory, effect.part), effect.member * nbytes, nbytes)
             self._expect(step, digest, row if is_first else self._beside(memory, nbytes))
+        self._note_author(digest, author)
 
     def expect_aggregate(self, effect: ExpectAggregate) -> None:
         """Make a place in the averaged gradient for an aggregated part."""
         step, digest = effect.step, effect.digest
         if self._is_new(step, digest, effect.blob_bytes):
             self._expect(step, digest, self._claim(self._step(step, effect.parts), effect.part, digest))
+        self._note_author(digest, effect.author)
 
     # --- bytes coming in ---------------------------------------------------------------------------------
 
@@ -187,7 +194,9 @@ class BlobStore:
         return digest not in self._expected or self._place(digest, nbytes) is not None
 
     @contextlib.contextmanager
-    def receiving(self, digest: Digest, nbytes: int, interrupt: Callable[[], None]) -> Iterator[Place | None]:
+    def receiving(
+        self, digest: Digest, nbytes: int, interrupt: Callable[[], None], peer: PeerId | None = None
+    ) -> Iterator[Place | None]:
         """The place to receive expected bytes into, for one receiver at a time; None if they are not wanted (now).
 
         `interrupt` is called when the bytes came another way: nothing may be written after it.
@@ -196,18 +205,40 @@ class BlobStore:
         if place is None or digest in self._receiving:
             yield None
             return
-        self._receiving[digest] = interrupt
+        receiver = self._receiving[digest] = (peer, interrupt)
         try:
             with self._used(place.memory):
                 yield place
         finally:
-            if self._receiving.get(digest) is interrupt:
+            if self._receiving.get(digest) is receiver:
                 del self._receiving[digest]
+
+    @contextlib.contextmanager
+    def receiving_beside(self, digest: Digest, peer: PeerId) -> Iterator[bool]:
+        """Whether bytes that another peer is sending may be received into memory of the receiver's own as well, to be
+        `put`: else whoever begins to push somebody else's bytes, and stops, keeps the true ones away.
+
+        Each of their authors may be received so once: a digest is public, and others may say that it is theirs. If no
+        author is known, one peer may be.
+        """
+        authors = self._authors.get(digest)
+        mark = digest, peer if authors else None
+        sender = self._receiving[digest][0] if digest in self._receiving else None
+        is_author = authors is None or peer in authors
+        if digest not in self._expected or sender == peer or not is_author or mark in self._received_beside:
+            yield False
+            return
+        self._received_beside.add(mark)
+        try:
+            yield True
+        finally:
+            self._received_beside.discard(mark)
 
     def arrived(self, digest: Digest, place: Place) -> bool:
         """The bytes in a place of `digest` are complete and have that digest; False if no longer expected there."""
         if all(known != place for _, known in self._expected.get(digest, ())):
             return False
+        self._authors.pop(digest, None)
         for step, known in self._expected.pop(digest):
             if known.nbytes == place.nbytes:
                 if known != place:
@@ -220,8 +251,8 @@ class BlobStore:
         place = self._place(digest, len(data))
         if place is None:
             return False
-        interrupt = self._receiving.pop(digest, None)
-        if interrupt is not None:
+        if digest in self._receiving:
+            _, interrupt = self._receiving.pop(digest)
             interrupt()
         place.view[:] = data
         return self.arrived(digest, place)
@@ -421,6 +452,11 @@ class BlobStore:
             self._expected[digest] = [item for item in self._expected[digest] if item[0] != step]
             if not self._expected[digest]:
                 del self._expected[digest]
+                self._authors.pop(digest, None)
+
+    def _note_author(self, digest: Digest, author: PeerId | None) -> None:
+        if author is not None and digest in self._expected:
+            self._authors.setdefault(digest, set()).add(author)
 
     def _place(self, digest: Digest, nbytes: int) -> Place | None:
         return next((place for _, place in self._expected.get(digest, ()) if place.nbytes == nbytes), None)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Container
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
-from crowdsurf.peer.links import Post, Refuse
+from crowdsurf.peer.links import STRANGER_IDLE_SECONDS, Post, Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
@@ -127,6 +128,8 @@ class Bulk:
         self.run_id = run_id
         self.blobs = blobs
         self.metrics = metrics
+        self.members: Container[PeerId] = frozenset()
+        """Whose streams to us may be idle for long."""
         self._post = post
         self._refuse = refuse
         self._patience_seconds = patience_seconds
@@ -162,7 +165,8 @@ class Bulk:
 
     async def _receive_one(self, stream: Stream) -> None:
         bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
-        kind, length = await frames.receive_header(stream, bytes_max, IDLE_SECONDS_MAX)
+        idle_seconds = IDLE_SECONDS_MAX if stream.peer in self.members else STRANGER_IDLE_SECONDS
+        kind, length = await frames.receive_header(stream, bytes_max, idle_seconds)
         if kind != FrameKind.PUSH or length <= packets.PUSH_HEAD.size:
             raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a bulk stream")
         head = bytearray(packets.PUSH_HEAD.size)
@@ -180,25 +184,26 @@ class Bulk:
 async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int, *, pulled: bool = False) -> bool:
     """Receive announced bytes into their place and check them; False if they are not needed (and were skipped).
 
-    While another stream is at it, pushed bytes are skipped too. Those we `pulled` are not: whoever pushes slowly
-    must not keep us from getting them elsewhere.
+    While another stream is at it, pushed bytes are skipped too. Those we `pulled` are not, nor those their author
+    pushes: whoever pushes slowly must not keep us from getting them elsewhere. The first that is complete counts.
 
     Raises Refusal(UNEXPECTED_BLOB) for a wrong size, Refusal(WRONG_DIGEST) for wrong bytes, WorldError.
     """
     if not blobs.fits(digest, nbytes):
         raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes under the name of others")
-    with blobs.receiving(digest, nbytes, stream.abort) as place:
+    with blobs.receiving(digest, nbytes, stream.abort, stream.peer) as place:
         if place is not None:
             await frames.receive_payload(stream, place.view, transfer_seconds(nbytes))
             await _require_digest(place.view, digest)
             return blobs.arrived(digest, place)
-    if not pulled or not blobs.is_expected(digest):
-        await _skip(stream, nbytes)
-        return False
-    beside = memoryview(bytearray(nbytes))
-    await frames.receive_payload(stream, beside, transfer_seconds(nbytes))
-    await _require_digest(beside, digest)
-    return blobs.put(digest, beside)
+    with blobs.receiving_beside(digest, stream.peer) as may_push:
+        if may_push or (pulled and blobs.is_expected(digest)):
+            beside = memoryview(bytearray(nbytes))
+            await frames.receive_payload(stream, beside, transfer_seconds(nbytes))
+            await _require_digest(beside, digest)
+            return blobs.put(digest, beside)
+    await _skip(stream, nbytes)
+    return False
 
 
 async def _require_digest(view: memoryview, digest: Digest) -> None:

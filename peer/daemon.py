@@ -34,6 +34,7 @@ from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.peer.last_known import LastKnownPeers
 from crowdsurf.peer.links import Links
+from crowdsurf.peer.members import Members
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
@@ -203,6 +204,8 @@ class Daemon:
             store.locate(certificate.header.step, certificate.header.parts)
         refuse = self._driver.refuse
         place.transport.refuse(self._bans)
+        members = Members(node)
+        place.transport.prefer(members)
         place.directory.refuse(self._bans)
         links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics, self._bans)
         patience = self.manifest.deadlines.transfer_seconds_max
@@ -212,6 +215,7 @@ class Daemon:
         server = FetchServer(
             self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
         )
+        links.members = bulk.members = server.members = members
         self._node, self._links, self._duties = node, links, duties
         fetcher = Fetcher(place.transport)
         evidence = EvidenceStore(place.folder, run_id)

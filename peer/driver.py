@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import Bulk, check_digest
+from crowdsurf.peer.candidates import Begun, Candidates
 from crowdsurf.peer.clock import Clock
-from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher
@@ -40,6 +41,10 @@ QUEUED_EVENTS_MAX = 4096
 EVENTS_PER_BATCH = 256
 """Events handled before their effects are carried out together: one wait for the disk for all of them."""
 FETCHES_AT_ONCE_MAX = 16
+ASKED_AT_ONCE_MAX = 3
+"""Peers asked at the same time for one and the same blob, or for the chain."""
+STATES_AT_ONCE_MAX = 2
+"""The same for a state, each of which needs memory for a whole one."""
 JOURNAL_BYTES_PER_SYNC = 1024 * 1024
 """Appended records that are made durable although nothing was signed: the journal takes only so many at once."""
 HELD_UP_MAX = 4096
@@ -87,6 +92,7 @@ class Driver:
         self._queue = queue
         self._clock = clock
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
+        self._candidates = Candidates(clock)
         self.discloses_inputs = False
         """Whether gradients are shown to those who have to compare them with their own."""
         self.finished = ""
@@ -190,7 +196,7 @@ class Driver:
             case effects.SendWant():
                 parts.links.send(effect.to, FrameKind.WANT, wire.pack(Want(effect.digests)))
             case effects.ExpectPart():
-                parts.blobs.expect_part(effect)
+                parts.blobs.expect_part(effect, self._contributor(effect))
             case effects.ExpectAggregate():
                 parts.blobs.expect_aggregate(effect)
             case effects.SendBlob():
@@ -220,6 +226,11 @@ class Driver:
                 self._start(parts.duties.apply(effect))
             case _:
                 await self._tell(effect)
+
+    def _contributor(self, effect: effects.ExpectPart) -> PeerId | None:
+        """Whose part it is; None if its step is over."""
+        head = self._parts.node.chain.head
+        return PeerId(head.roster.peers[effect.member]) if head.step == effect.step else None
 
     async def _tell(self, effect: Effect) -> None:
         """Effects that are news for people, or for the connections."""
@@ -260,22 +271,23 @@ class Driver:
 
     async def _fetch_blob(self, effect: effects.FetchBlob) -> None:
         """From our own disk, else from the first candidate that has it."""
+        blobs, name = self._parts.blobs, effect.digest
+
+        async def try_blob(peer: PeerId, begun: Begun) -> bool | None:
+            try:
+                arrived = await self._parts.fetcher.blob(peer, name, blobs, begun)
+            except Refusal as refusal:
+                self.refuse(peer, refusal)
+                arrived = False
+            except WorldError:
+                arrived = False
+            return True if arrived or blobs.holds(name) else None
+
         async with self._fetching:
-            if self._parts.blobs.holds(effect.digest) or await self._read_from_disk(effect.digest):
-                await self._queue.put(events.BlobArrived(effect.digest))
-                return
-            for peer in effect.candidates:
-                try:
-                    arrived = await self._parts.fetcher.blob(peer, effect.digest, self._parts.blobs)
-                except Refusal as refusal:
-                    self.refuse(peer, refusal)
-                    arrived = False
-                except WorldError:
-                    arrived = False
-                if arrived or self._parts.blobs.holds(effect.digest):
-                    await self._queue.put(events.BlobArrived(effect.digest))
-                    return
-        await self._queue.put(events.BlobFailed(effect.digest))
+            arrived: bool | None = blobs.holds(name) or await self._read_from_disk(name)
+            if not arrived:
+                arrived = await self._candidates.ask(effect.candidates, try_blob, ASKED_AT_ONCE_MAX)
+        await self._queue.put(events.BlobArrived(name) if arrived else events.BlobFailed(name))
 
     async def _recompute(self, effect: effects.RecomputeWork) -> None:
         """Get what the work is to be compared with first, as far as it is handed over in time. Every holder has a task
@@ -312,38 +324,64 @@ class Driver:
         return await check_digest(data, name) and blobs.put(name, data)
 
     async def _request_chain(self, effect: effects.RequestChain) -> None:
-        try:
-            certificates = await self._parts.fetcher.chain(effect.peer, effect.first_step)
-        except Refusal as refusal:
-            self.refuse(effect.peer, refusal)
-            certificates = ()
-        except WorldError:
-            certificates = ()
-        if certificates:
-            await self._queue.put(events.ChainReceived(effect.peer, certificates))
-        else:
-            await self._queue.put(events.ChainFailed(effect.peer))
+        """From the peer that says it is ahead; others are asked too if it does not answer, since it could say so time
+        and again and be the only one that is asked."""
+
+        async def try_chain(peer: PeerId, begun: Begun) -> events.ChainReceived | None:
+            try:
+                certificates = await self._parts.fetcher.chain(peer, effect.first_step)
+            except Refusal as refusal:
+                self.refuse(peer, refusal)
+                return None
+            except WorldError:
+                return None
+            return events.ChainReceived(peer, certificates) if certificates else None
+
+        others = [peer for peer in self._parts.node.contacts() if peer != effect.peer]
+        first = effect.first_step % max(1, len(others))  # not the same ones each time
+        others = self._candidates.late_ones_last(others[first:] + others[:first])
+        asked = (effect.peer, *others[: ASKED_AT_ONCE_MAX - 1])
+        found = await self._candidates.ask(asked, try_chain, ASKED_AT_ONCE_MAX)
+        await self._queue.put(found or events.ChainFailed(effect.peer))
 
     async def _request_state(self, effect: effects.RequestState) -> None:
         parts = self._parts
-        segment = parts.pool.take(parts.state_bytes)
+        free = [parts.pool.take(parts.state_bytes)]
+        taken = list(free)
+
+        async def try_state(peer: PeerId, begun: Begun) -> tuple[PeerId, int, Segment] | None:
+            if not free:
+                try:
+                    taken.append(parts.pool.take(parts.state_bytes))
+                except WorldError as error:
+                    log.warning("nobody else is asked for a state meanwhile: %s", error)
+                    return None
+                free.append(taken[-1])
+            segment = free.pop()
+            step = await self._try_state(peer, segment.view, begun)
+            if step is None:
+                free.append(segment)
+                return None
+            return peer, step, segment
+
         try:
-            for peer in effect.candidates:
-                step = await self._try_state(peer, segment.view)
-                if step is not None:
-                    digest_ = await parts.duties.load_fetched(step, segment)
-                    if digest_ is not None:
-                        await self._queue.put(events.StateReady(step, digest_, peer))
-                    return
+            found = await self._candidates.ask(effect.candidates, try_state, STATES_AT_ONCE_MAX)
+            if found is not None:
+                peer, step, segment = found
+                digest_ = await parts.duties.load_fetched(step, segment)
+                if digest_ is not None:
+                    await self._queue.put(events.StateReady(step, digest_, peer))
+                return
         finally:
-            parts.pool.release(segment)
+            for segment in taken:
+                parts.pool.release(segment)
         await asyncio.sleep(1.0)  # nobody has one yet: ask again, but not in a tight circle
         await self._queue.put(events.StateFailed())
 
-    async def _try_state(self, peer: PeerId, view: memoryview) -> int | None:
+    async def _try_state(self, peer: PeerId, view: memoryview, begun: Begun) -> int | None:
         """Get a state that a certificate vouches for; the step it is before."""
         try:
-            step = await self._parts.fetcher.state(peer, view)
+            step = await self._parts.fetcher.state(peer, view, begun)
         except Refusal as refusal:
             self.refuse(peer, refusal)
             return None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from pathlib import Path
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.bulk import check_digest, receive_blob, transfer_seconds
+from crowdsurf.peer.candidates import Begun
 from crowdsurf.peer.links import Refuse
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
@@ -28,12 +29,15 @@ from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, decode_manifest, encode_manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate
 
-CHUNK_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 OPEN_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 SERVED_AT_ONCE_MAX = 8
-"""Fetch streams answered at the same time; others wait their turn in their sockets."""
+"""Questions of one kind that strangers are answered at the same time; others wait their turn in their sockets. Members
+never wait for strangers, nor for each other: there are only so many, and identities of strangers are endless."""
 SERVED_PER_PEER_MAX = 2
 """Of one peer: whoever reads its answers slowly keeps mostly itself from being answered."""
+TURN_SECONDS = 30.0
+"""How long a question may wait for its turn; whoever asked has gone then."""
 END_SECONDS = 5.0
 """How long the other side may take to end a stream in order, which nothing depends on."""
 
@@ -70,8 +74,12 @@ class FetchServer:
         self._certified_state = certified_state
         self._refuse = refuse
         self._metrics = metrics
-        self._turn = asyncio.Semaphore(SERVED_AT_ONCE_MAX)
+        # None for the manifest, which is small: it is all that somebody who has nothing yet can ask for.
+        kinds = (FrameKind.GET_BLOB, FrameKind.GET_CHAIN, FrameKind.GET_STATE)
+        self._turn_of_strangers = {kind: asyncio.Semaphore(SERVED_AT_ONCE_MAX) for kind in kinds}
         self._turns: dict[PeerId, _Turn] = {}
+        self.members: Container[PeerId] = frozenset()
+        """Who is not kept waiting by strangers."""
         self.serves_blobs: Callable[[], bool] = lambda: True
         """Whether it has the bytes that it has; a peer that misbehaves on purpose may say no."""
 
@@ -80,7 +88,7 @@ class FetchServer:
         try:
             kind, payload = await frames.receive_frame(stream, 64, ANSWER_SECONDS)
             packets.check_size(kind, len(payload))
-            async with self._turn_of(stream.peer):
+            async with self._turn_of(stream.peer, kind):
                 await self._answer(stream, kind, payload)
             await _await_end(stream)
         except Refusal as refusal:
@@ -88,11 +96,16 @@ class FetchServer:
             stream.abort()
 
     @contextlib.asynccontextmanager
-    async def _turn_of(self, peer: PeerId) -> AsyncIterator[None]:
+    async def _turn_of(self, peer: PeerId, kind: int) -> AsyncIterator[None]:
+        """Wait until a question may be answered. Raises StreamTimeout."""
         turn = self._turns.setdefault(peer, _Turn())
         turn.streams += 1
         try:
-            async with turn.own, self._turn:
+            async with contextlib.AsyncExitStack() as taken:
+                async with frames.deadline(TURN_SECONDS, "a turn to answer"):
+                    await taken.enter_async_context(turn.own)
+                    if kind in self._turn_of_strangers and peer not in self.members:
+                        await taken.enter_async_context(self._turn_of_strangers[FrameKind(kind)])
                 yield
         finally:
             turn.streams -= 1
@@ -129,8 +142,10 @@ class FetchServer:
         await self._send_bytes(stream, FrameKind.BLOB, digest, buffer)
 
     async def _answer_chain(self, stream: Stream, first_step: int) -> None:
-        for certificate in await self._certificates(first_step):
-            await self._send(stream, FrameKind.CERTIFICATE, wire.pack(certificate))
+        certificates = await self._certificates(first_step)
+        async with frames.deadline(ANSWER_SECONDS, "the other side to read a chain"):
+            for certificate in certificates:
+                await self._send(stream, FrameKind.CERTIFICATE, wire.pack(certificate))
 
     async def _answer_state(self, stream: Stream) -> None:
         step = self._certified_state()
@@ -147,11 +162,12 @@ class FetchServer:
             return
         with file:
             size = os.fstat(file.fileno()).st_size
-            await self._send(stream, FrameKind.STATE, wire.pack(packets.StateHeader(step, size)))
-            buffer = memoryview(bytearray(CHUNK_BYTES))
-            while count := await asyncio.to_thread(file.readinto, buffer):
-                await self._send_bytes(stream, FrameKind.CHUNK, b"", buffer[:count])
-                self._metrics.state_bytes_sent += count
+            async with frames.deadline(transfer_seconds(size), "the other side to read a state"):
+                await self._send(stream, FrameKind.STATE, wire.pack(packets.StateHeader(step, size)))
+                buffer = memoryview(bytearray(CHUNK_BYTES))
+                while count := await asyncio.to_thread(file.readinto, buffer):
+                    await self._send_bytes(stream, FrameKind.CHUNK, b"", buffer[:count])
+                    self._metrics.state_bytes_sent += count
 
     async def _send(self, stream: Stream, kind: FrameKind, payload: bytes) -> None:
         await frames.send_frame(stream, kind, payload, timeout_seconds=ANSWER_SECONDS)
@@ -205,8 +221,9 @@ class Fetcher:
         finally:
             stream.abort()
 
-    async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore) -> bool:
-        """Get expected bytes into their place; False if the peer does not have them. Raises Refusal, WorldError."""
+    async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore, begun: Begun = lambda nbytes: None) -> bool:
+        """Get expected bytes into their place; False if the peer does not have them. `begun` hears how many bytes come
+        once they do. Raises Refusal, WorldError."""
         stream = await self._ask(peer, FrameKind.GET_BLOB, digest)
         try:
             bytes_max = min(limits.BLOB_BYTES_MAX, frames.PAYLOAD_BYTES_MAX)
@@ -219,16 +236,20 @@ class Fetcher:
             await frames.receive_payload(stream, memoryview(name), ANSWER_SECONDS)
             if bytes(name) != digest:
                 raise Refusal(Code.UNEXPECTED_BLOB, "other bytes than asked for")
-            arrived = await receive_blob(stream, blobs, digest, length - DIGEST_BYTES, pulled=True)
+            nbytes = length - DIGEST_BYTES
+            if blobs.is_expected(digest) and blobs.fits(digest, nbytes):
+                begun(nbytes)
+            arrived = await receive_blob(stream, blobs, digest, nbytes, pulled=True)
             await self._finish(stream)
             return arrived
         finally:
             stream.abort()
 
-    async def state(self, peer: PeerId, into: memoryview) -> int | None:
+    async def state(self, peer: PeerId, into: memoryview, begun: Begun = lambda nbytes: None) -> int | None:
         """Get a whole state of exactly `len(into)` bytes; the step it is before, None if the peer has none.
 
-        Raises Refusal, WorldError. The caller checks the digest against a certificate.
+        `begun` hears how many bytes come once they do. Raises Refusal, WorldError. The caller checks the digest
+        against a certificate.
         """
         stream = await self._ask(peer, FrameKind.GET_STATE, b"")
         try:
@@ -240,6 +261,7 @@ class Fetcher:
             header = wire.unpack(payload, packets.StateHeader, 32)
             if header.state_bytes != len(into):
                 raise Refusal(Code.OVERSIZED, f"a state of {header.state_bytes} bytes where {len(into)} are expected")
+            begun(len(into))
             async with frames.deadline(transfer_seconds(len(into)), "a state"):
                 await self._receive_chunks(stream, into)
             await self._finish(stream)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Sequence
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.bans import Bans
@@ -34,6 +34,8 @@ PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0
 """Pause before a broken link is tried again; it doubles."""
 RETIRE_SECONDS = 1.0
 """How long the link of a peer that is no contact any more may still send, and then still stands."""
+STRANGER_IDLE_SECONDS = 600.0
+"""How long a stream of a peer that is no member may say nothing; whoever still wants it opens it again."""
 OPEN_SECONDS, SEND_SECONDS, HELLO_SECONDS = 10.0, 30.0, 10.0
 
 Post = Callable[[events.Event], Awaitable[None]]
@@ -161,6 +163,8 @@ class Links:
         self.addresses = addresses
         self.post = post
         self.metrics = metrics
+        self.members: Container[PeerId] = frozenset()
+        """Whose streams to us may be idle for as long as they like."""
         self._refuse = refuse
         self._bans = Bans() if bans is None else bans
         self._links: dict[PeerId, Link] = {}
@@ -265,7 +269,8 @@ class Links:
 
     async def _read(self, stream: Stream) -> None:
         while True:
-            kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()))
+            patience = None if stream.peer in self.members else STRANGER_IDLE_SECONDS
+            kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()), patience)
             packets.check_size(kind, length)
             payload = bytearray(length)
             await frames.receive_payload(stream, memoryview(payload), SEND_SECONDS)

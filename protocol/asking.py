@@ -52,10 +52,11 @@ class Asking:
                 effects += [self.expectation(part, name), FetchBlob((proposer, *self.others(proposer)), name)]
         return effects
 
-    def expectation(self, part: int, name: Digest) -> ExpectAggregate:
+    def expectation(self, part: int, name: Digest, author: PeerId | None = None) -> ExpectAggregate:
         """Be ready for the bytes of an aggregate."""
         parts = len(self._facts.peers)
-        return ExpectAggregate(self._facts.head.step, part, parts, name, part_bytes(self._elements, parts, part))
+        size = part_bytes(self._elements, parts, part)
+        return ExpectAggregate(self._facts.head.step, part, parts, name, size, author)
 
     def others(self, besides: PeerId | None = None) -> tuple[PeerId, ...]:
         """All members but this one, and one more."""

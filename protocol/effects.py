@@ -101,6 +101,8 @@ class ExpectAggregate:
     parts: int
     digest: Digest
     blob_bytes: int
+    author: PeerId | None = None
+    """Who has signed it, and so pushes it; None where anybody is asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

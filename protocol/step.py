@@ -513,7 +513,7 @@ class StepMachine:
         known = self._cuts.get(Digest(aggregate.cut))
         if known is None or aggregate.digest in self._blobs or known.duties[aggregate.part] != sender:
             return
-        self.effects.append(self._asking.expectation(aggregate.part, Digest(aggregate.digest)))
+        self.effects.append(self._asking.expectation(aggregate.part, Digest(aggregate.digest), sender))
 
     def _say(self, kind: Kind, view: int, subject: bytes, payload: Payload) -> Opened | None:
         """Sign, journal and broadcast, at most once per slot; None if the slot was filled before."""

@@ -29,7 +29,14 @@ STREAMS_PER_PEER_MAX = 128
 
 STREAMS_MAX = 512
 """Inbound streams of all peers together: each costs a file descriptor here (1024 by default) and one more in
-the network daemon. More are aborted before a byte is read; those already open stay."""
+the network daemon. Beyond them whoever has the most gives one up for somebody who has less, or is not preferred
+for somebody who is; else the new one is aborted before a byte is read."""
+
+STRANGER_STREAMS_PER_PEER_MAX = 24
+"""The same for one peer that is not preferred: who catches up fetches sixteen things at once."""
+
+STRANGER_STREAMS_MAX = 256
+"""The same for all of those together. Identities cost nothing, so the rest is for those that are preferred."""
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 """How long dialling a peer may take by default; a handshake across the world and one lost packet fit."""
@@ -124,6 +131,10 @@ class Transport(ABC):
     def refuse(self, peers: Container[PeerId]) -> None:
         """Whoever is in `peers`, now or later, gets nothing: the streams it opens are aborted before a byte is read,
         and it is neither dialled nor is a stream opened to it. Streams that are open already stay; see `abort`."""
+
+    @abstractmethod
+    def prefer(self, peers: Container[PeerId]) -> None:
+        """Keep room for the streams of whoever is in `peers`, now or later; until this is called, for everybody."""
 
     @abstractmethod
     def abort(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:

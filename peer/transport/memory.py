@@ -210,6 +210,9 @@ class MemoryTransport(Transport):
     def refuse(self, peers: Container[PeerId]) -> None:
         self._table.refuse(peers)
 
+    def prefer(self, peers: Container[PeerId]) -> None:
+        self._table.prefer(peers)
+
     def abort(self, peer: PeerId, spared: Collection[Stream] = ()) -> None:
         self._table.abort_all(peer, spared)
 

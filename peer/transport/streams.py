@@ -2,16 +2,25 @@
 
 The idea: both transports share one table, so that bounds, bans and the ownership of handler tasks are
 decided in one place. Whatever happens to a handler, its stream is over when it returns.
+
+Nobody can use up the places of others: whoever has few streams gets another one at the cost of who has many, and
+whoever is preferred at the cost of who is not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Collection, Container
 
-from crowdsurf.peer.transport.base import STREAMS_MAX, STREAMS_PER_PEER_MAX, Handler, Stream
+from crowdsurf.peer.transport.base import (
+    STRANGER_STREAMS_MAX,
+    STRANGER_STREAMS_PER_PEER_MAX,
+    STREAMS_MAX,
+    STREAMS_PER_PEER_MAX,
+    Handler,
+    Stream,
+)
 from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
 from crowdsurf.protocol.ids import PeerId, short
 
@@ -25,7 +34,9 @@ class StreamTable:
         self._handlers: dict[str, Handler] = {}
         self._refused: Container[PeerId] = frozenset()
         self._streams: dict[PeerId, set[Stream]] = {}
-        self._inbound: Counter[PeerId] = Counter()
+        self._preferred: Container[PeerId] | None = None
+        self._inbound: dict[PeerId, dict[Stream, asyncio.Task[None]]] = {}
+        """Streams that others opened and who serves them, by peer; in the order in which they came."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def register(self, protocol: str, handler: Handler) -> None:
@@ -41,6 +52,10 @@ class StreamTable:
     def refuse(self, peers: Container[PeerId]) -> None:
         """Refuse whoever is in `peers`, now or later. What they have open stays open."""
         self._refused = peers
+
+    def prefer(self, peers: Container[PeerId]) -> None:
+        """Keep room for whoever is in `peers`, now or later; until this is called, for everybody."""
+        self._preferred = peers
 
     def refuses(self, peer: PeerId) -> bool:
         """Whether `peer` gets nothing from us."""
@@ -66,16 +81,43 @@ class StreamTable:
     def accept(self, stream: Stream) -> bool:
         """Hand an inbound stream (already added) to its handler in a task of its own, or abort it and say no."""
         handler = self._handlers.get(stream.protocol)
-        full = self._inbound[stream.peer] >= STREAMS_PER_PEER_MAX or len(self._tasks) >= STREAMS_MAX
-        if handler is None or full or self.refuses(stream.peer):
+        if handler is None or self.refuses(stream.peer) or not self._make_room(stream.peer):
             stream.abort()
             return False
-        self._inbound[stream.peer] += 1
         task = asyncio.create_task(self._serve(handler, stream), name=f"serve {stream.protocol}")
+        self._inbound.setdefault(stream.peer, {})[stream] = task
         self._tasks.add(task)
         task.add_done_callback(self._forget_task)
-        task.add_done_callback(lambda _: self._count_down(stream))
+        task.add_done_callback(lambda _: self._forget_inbound(stream))
         return True
+
+    def _make_room(self, peer: PeerId) -> bool:
+        """Whether one more stream of `peer` may be served, if need be in place of one of somebody else."""
+        is_stranger, has = self._is_stranger(peer), len(self._inbound.get(peer, ()))
+        if has >= (STRANGER_STREAMS_PER_PEER_MAX if is_stranger else STREAMS_PER_PEER_MAX):
+            return False
+        counts = {other: len(streams) for other, streams in self._inbound.items()}
+        of_strangers = {other: count for other, count in counts.items() if self._is_stranger(other)}
+        strangers_are_full = is_stranger and sum(of_strangers.values()) >= STRANGER_STREAMS_MAX
+        if sum(counts.values()) < STREAMS_MAX and not strangers_are_full:
+            return True
+        rivals = of_strangers if is_stranger else of_strangers or counts
+        most = max(rivals, key=rivals.__getitem__, default=peer)
+        is_outranked = self._is_stranger(most) and not is_stranger
+        if not is_outranked and counts.get(most, 0) <= has + 1:
+            return False
+        self._give_up_newest(most)
+        return True
+
+    def _is_stranger(self, peer: PeerId) -> bool:
+        return self._preferred is not None and peer not in self._preferred
+
+    def _give_up_newest(self, peer: PeerId) -> None:
+        """The newest one: of a peer that wants much at once, what it has begun with goes on."""
+        stream, task = next(reversed(self._inbound[peer].items()))
+        self._forget_inbound(stream)
+        stream.abort()
+        task.cancel()  # it may wait for something else than its stream
 
     def has_open(self, peer: PeerId) -> bool:
         """Whether a stream with `peer` is open."""
@@ -116,7 +158,9 @@ class StreamTable:
             context = {"message": "a stream handler failed", "exception": error, "task": task}
             asyncio.get_running_loop().call_exception_handler(context)
 
-    def _count_down(self, stream: Stream) -> None:
-        self._inbound[stream.peer] -= 1
-        if not self._inbound[stream.peer]:
-            del self._inbound[stream.peer]
+    def _forget_inbound(self, stream: Stream) -> None:
+        of_peer = self._inbound.get(stream.peer)
+        if of_peer is not None:
+            of_peer.pop(stream, None)
+            if not of_peer:
+                del self._inbound[stream.peer]

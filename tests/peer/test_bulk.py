@@ -224,6 +224,53 @@ async def test_two_pushes_of_one_part_at_once_are_received_once(me: Side, them: 
     assert me.inbox.events.empty()
 
 
+async def begin(transport: MemoryTransport, step: int = 0) -> Stream:
+    """Begin to push NAME, and stop."""
+    stream = await transport.open(ME, packets.BULK_STREAM, 1.0)
+    await packets.send_hello(stream, RUN, 1.0)
+    head = packets.PUSH_HEAD.pack(step, NAME)
+    await stream.send(bytes([FrameKind.PUSH]) + (len(head) + PART_BYTES).to_bytes(4, "big"), head, bytes(1))
+    return stream
+
+
+@pytest.mark.parametrize("author", [OTHER, None])
+async def test_a_push_that_never_ends_keeps_no_other_away(
+    network: MemoryNetwork, me: Side, them: Side, author: PeerId | None
+) -> None:
+    """Digests are public: anybody can begin to push the bytes of somebody else, before they are expected even."""
+    stranger = network.join(key_of(2).peer_id)
+    held = [await begin(stranger) for _ in range(2)]
+    me.blobs.expect_part(ExpectPart(0, 0, 2, 1, NAME, PART_BYTES), author)
+    await until(lambda: NAME in me.blobs._receiving)
+    them.hold(0, DATA, DATA)
+    them.bulk.push(ME, 0, NAME)
+    assert await me.inbox.event() == events.BlobArrived(NAME)
+    assert me.content(NAME) == DATA
+    assert not me.blobs._received_beside
+    await is_over(held[0])
+    await stranger.close()
+
+
+async def test_each_author_of_the_same_bytes_is_heard_and_others_only_if_none_is_known(
+    network: MemoryNetwork, me: Side, them: Side
+) -> None:
+    """A liar can commit to the digest of somebody else's part, and be late with it."""
+    liars = [network.join(key_of(number).peer_id) for number in (2, 3)]
+    me.blobs.expect_part(ExpectPart(0, 0, 2, 0, NAME, PART_BYTES), liars[0].peer_id)
+    me.blobs.expect_part(ExpectPart(0, 0, 2, 1, NAME, PART_BYTES), OTHER)
+    await begin(liars[0])
+    await until(lambda: NAME in me.blobs._receiving)
+    with me.blobs.receiving_beside(NAME, liars[1].peer_id) as may_push:
+        assert not may_push
+    with me.blobs.receiving_beside(NAME, OTHER) as first, me.blobs.receiving_beside(NAME, OTHER) as second:
+        assert (first, second) == (True, False)
+    them.hold(0, DATA, DATA)
+    them.bulk.push(ME, 0, NAME)
+    assert await me.inbox.event() == events.BlobArrived(NAME)
+    for liar in liars:
+        await liar.close()
+
+
 async def test_a_peer_that_vanishes_in_the_middle_leaves_the_place_free(me: Side, them: Side) -> None:
     me.expect(0, NAME)
     stream = await stream_to_me(them)

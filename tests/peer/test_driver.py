@@ -14,6 +14,7 @@ import pytest
 
 from crowdsurf.peer import driver as driver_module
 from crowdsurf.peer.blobs import BlobStore
+from crowdsurf.peer.candidates import Begun
 from crowdsurf.peer.clock import SystemClock
 from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.driver import EVENTS_PER_BATCH, FETCHES_AT_ONCE_MAX, Driver, Parts
@@ -54,6 +55,7 @@ class FakeNode:
         self.deadline: float | None = None
         self.catch_up = SimpleNamespace(certificate=lambda step: None)
         self.chain = SimpleNamespace(head=SimpleNamespace(step=20))
+        self.contacts: Callable[[], tuple[PeerId, ...]] = lambda: ()
 
     def handle(self, event: events.Event, now: float) -> list[effects.Effect]:
         self.heard.append(event)
@@ -402,7 +404,7 @@ async def test_a_rotten_update_on_disk_is_not_believed(setup: Setup, tmp_path: P
 async def test_one_peer_after_the_other_is_asked_for_a_blob(setup: Setup) -> None:
     asked = []
 
-    async def blob(peer: PeerId, name: Digest, blobs: BlobStore) -> bool:
+    async def blob(peer: PeerId, name: Digest, blobs: BlobStore, begun: Begun) -> bool:
         asked.append(peer)
         if len(asked) == 1:
             raise Refusal(Code.WRONG_DIGEST, "not that")
@@ -420,7 +422,7 @@ async def test_one_peer_after_the_other_is_asked_for_a_blob(setup: Setup) -> Non
 
 
 async def test_a_blob_that_was_pushed_meanwhile_ends_the_asking(setup: Setup) -> None:
-    async def blob(peer: PeerId, name: Digest, blobs: BlobStore) -> bool:
+    async def blob(peer: PeerId, name: Digest, blobs: BlobStore, begun: Begun) -> bool:
         blobs.put(name, memoryview(DATA))
         raise WorldError("it hung up")
 
@@ -434,7 +436,7 @@ async def test_a_blob_that_was_pushed_meanwhile_ends_the_asking(setup: Setup) ->
 async def test_only_so_many_blobs_are_fetched_at_once(setup: Setup) -> None:
     asking, answer = [], asyncio.Event()
 
-    async def blob(peer: PeerId, name: Digest, blobs: BlobStore) -> bool:
+    async def blob(peer: PeerId, name: Digest, blobs: BlobStore, begun: Begun) -> bool:
         asking.append(name)
         await answer.wait()
         return True
@@ -477,7 +479,7 @@ async def test_a_state_must_be_the_certified_one(setup: Setup) -> None:
     good, bad = bytes(STATE_BYTES), DATA
     served: dict[PeerId, tuple[int, bytes]] = {OTHER: (10, bad), THIRD: (20, good), key_of(3).peer_id: (10, good)}
 
-    async def state(peer: PeerId, into: memoryview) -> int:
+    async def state(peer: PeerId, into: memoryview, begun: Begun) -> int:
         step, data = served[peer]
         into[:] = data
         return step
@@ -505,7 +507,7 @@ async def test_a_state_must_be_the_certified_one(setup: Setup) -> None:
 
 
 async def test_nobody_has_a_state(setup: Setup) -> None:
-    async def state(peer: PeerId, into: memoryview) -> int | None:
+    async def state(peer: PeerId, into: memoryview, begun: Begun) -> int | None:
         if peer == OTHER:
             raise Refusal(Code.OVERSIZED, "too large")
         if peer == THIRD:

@@ -210,12 +210,65 @@ async def test_a_peer_that_reads_nothing_keeps_only_itself_from_being_answered(
         await frames.send_frame(stream, FrameKind.GET_STATE)
         slow.append(stream)
     await until(lambda: (turn := server.server._turns.get(ME)) is not None and turn.streams == 20)
-    assert server.server._turn._value >= fetch_module.SERVED_AT_ONCE_MAX - SERVED_PER_PEER_MAX
+    left = server.server._turn_of_strangers[FrameKind.GET_STATE]._value
+    assert left >= fetch_module.SERVED_AT_ONCE_MAX - SERVED_PER_PEER_MAX
     third = network.join(key_of(2).peer_id)
     assert len(await soon(Fetcher(third).chain(OTHER, 99))) == 1
     for stream in slow:
         stream.abort()
     await third.close()
+
+
+async def unread_states(network: MemoryNetwork, server: Server, numbers: range) -> list[MemoryTransport]:
+    """Let strangers ask for as many states as they are answered, and read none."""
+    server.store.save_state(10, memoryview(STATE))
+    server.state_step = 10
+    strangers = [network.join(key_of(number).peer_id) for number in numbers]
+    for stranger in strangers:
+        for _ in range(SERVED_PER_PEER_MAX):
+            await frames.send_frame(await stranger.open(OTHER, packets.FETCH_STREAM, 1.0), FrameKind.GET_STATE)
+    held = server.server._turn_of_strangers[FrameKind.GET_STATE]
+    await until(lambda: server.metrics.state_bytes_sent == 0 and held.locked())
+    return strangers
+
+
+async def test_strangers_that_read_nothing_keep_neither_members_nor_small_answers_waiting(
+    network: MemoryNetwork, server: Server, fetcher: Fetcher
+) -> None:
+    server.server.members = {ME}
+    strangers = await unread_states(network, server, range(2, 2 + fetch_module.SERVED_AT_ONCE_MAX))
+    into = bytearray(len(STATE))
+    assert await soon(fetcher.state(OTHER, memoryview(into))) == 10
+    assert into == STATE
+    newcomer = network.join(key_of(50).peer_id)
+    assert await soon(Fetcher(newcomer).manifest(OTHER, run_id_of(MANIFEST))) == MANIFEST
+    assert len(await soon(Fetcher(newcomer).chain(OTHER, 99))) == 1
+    for transport in (newcomer, *strangers):
+        await transport.close()
+
+
+async def test_a_question_whose_turn_does_not_come_is_not_kept(
+    network: MemoryNetwork, server: Server, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers = await unread_states(network, server, range(2, 2 + fetch_module.SERVED_AT_ONCE_MAX))
+    monkeypatch.setattr(fetch_module, "TURN_SECONDS", 0.01)
+    with pytest.raises(WorldError):
+        await soon(fetcher.state(OTHER, memoryview(bytearray(len(STATE)))))
+    assert ME not in server.server._turns
+    for transport in strangers:
+        await transport.close()
+
+
+async def test_an_answer_as_a_whole_has_a_deadline(
+    server: Server, transport: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.store.save_state(10, memoryview(STATE))
+    server.state_step = 10
+    monkeypatch.setattr(fetch_module, "transfer_seconds", lambda nbytes: 0.05 if nbytes == len(STATE) else 1000.0)
+    stream = await transport.open(OTHER, packets.FETCH_STREAM, 1.0)
+    await frames.send_frame(stream, FrameKind.GET_STATE)
+    await until(lambda: server.server._turns)
+    await until(lambda: not server.server._turns)
 
 
 # --- bad questions -----------------------------------------------------------------------------------------

@@ -330,6 +330,19 @@ async def test_a_refusal_is_not_shared_between_streams(me: Side, other: MemoryTr
     assert isinstance(await me.inbox.event(), events.EnvelopeReceived)
 
 
+async def test_a_stream_that_says_nothing_is_kept_for_members_only(
+    network: MemoryNetwork, me: Side, other: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "STRANGER_IDLE_SECONDS", 0.01)
+    me.links.members = {OTHER.peer_id}
+    stranger = network.join(key_of(2).peer_id)
+    for transport in (other, stranger):
+        await stream_to(me, transport)
+    await until(lambda: not me.transport._table.has_open(stranger.peer_id))
+    assert me.links.listening_to() == {OTHER.peer_id}
+    await stranger.close()
+
+
 # --- bans --------------------------------------------------------------------------------------------------
 
 
