@@ -11,6 +11,7 @@ import math
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.events import WorkDone, WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Ban, Commit, Cut, Envelope, Header, Reveal
@@ -22,6 +23,7 @@ from crowdsurf.protocol.outcome import (
     examine,
     heard_aggregates,
     overlooked,
+    work_of,
 )
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
@@ -88,6 +90,10 @@ class Holdings:
     def left_out(self, header: Header) -> list[PeerId]:
         """Whose work is here and not in a header."""
         return [peer for peer, _ in overlooked(self.facts, self.transcript, self.blobs, header, self.scrutiny)]
+
+    def work_of(self, peer: PeerId, header: Header) -> list[Opened]:
+        """What a member whose work is here and not in a header has said for it; see `outcome.work_of`."""
+        return work_of(self.facts, self.transcript, self.blobs, header, peer, self.scrutiny)
 
     def grounds(self, header: Header | None) -> tuple[Envelope, ...]:
         """What a header of this step follows from, to be kept with the vote for it."""

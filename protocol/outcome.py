@@ -17,10 +17,11 @@ import msgspec
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.beacon import next_beacon, nonce_digest
 from crowdsurf.protocol.chain import Head, check_header, following_roster
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Reveal, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
@@ -216,11 +217,12 @@ def _bans(convictions: Mapping[bytes, Ban], members: tuple[PeerId, ...], joined:
 
 
 def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: dict[int, Commit], member: int) -> bytes:
-    """The nonce a member revealed, if it opens the commit that the cut names; empty otherwise. A member that signed
-    two commits may have opened the other one."""
+    """The nonce by which a member opens the commit that the cut names; empty if it did not. A member that signed two
+    commits may have opened the other one, and this one for somebody else, who shows it: which reveal was heard first
+    does not matter."""
     commit = commits.get(member)
-    nonce = transcript.reveals.get(facts.peers[member], b"")
-    return nonce if nonce and commit is not None and nonce_digest(nonce) == commit.nonce_digest else b""
+    said = transcript.opening(facts.peers[member], commit.nonce_digest) if commit is not None else None
+    return said.payload.nonce if said is not None and isinstance(said.payload, Reveal) else b""
 
 
 def membership_changes(
@@ -281,6 +283,11 @@ def examine(
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())
+    # A nonce that is opened in a header alone gives nobody the time to look at aggregates. And who leaves out others
+    # shows what it has heard: were it learned from refusals alone, two members could each lack a nonce for ever.
+    shall_be_heard = scrutiny is not None or (bool(withheld(header)) and not is_bound)
+    if shall_be_heard and not _are_opened(facts, transcript, header, cut):
+        return Missing((Digest(header.cut),), ())
     if scrutiny is not None:
         return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)
     return _missing_aggregates(facts, transcript, blobs, header, cut)
@@ -292,6 +299,12 @@ def _check_nonces(facts: StepFacts, transcript: Transcript, header: Header, cut:
         commit = commits.get(index)
         if nonce and (commit is None or nonce_digest(nonce) != commit.nonce_digest):
             raise Refusal(Code.BAD_OUTCOME, f"the nonce of member {index} is not the one it committed to")
+
+
+def _are_opened(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> bool:
+    """Whether every nonce of a header was opened by a reveal that was heard here."""
+    commits = transcript.commits_in(cut, facts.peers)
+    return all(_opened_nonce(facts, transcript, commits, index) for index, nonce in enumerate(header.nonces) if nonce)
 
 
 def _missing_aggregates(
@@ -325,9 +338,6 @@ def _missing_proofs(
     counts. Raises Refusal for a part that must not count."""
     messages, lacking, unchecked = [], [], []
     commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
-    if any(header.nonces[index] and facts.peers[index] not in transcript.reveals for index, _ in cut.commits):
-        # A nonce that is opened in a header alone gives nobody the time to look at aggregates.
-        return Missing((Digest(header.cut),), ())
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
@@ -358,6 +368,31 @@ def _missing_proofs(
         if false:
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
+
+
+def work_of(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    peer: PeerId,
+    scrutiny: Scrutiny | None = None,
+) -> list[Opened]:
+    """What a member has said for the cut of a header as far as it counts here: of several messages for one slot those
+    that this member insists on, whichever it heard first."""
+    cut = transcript.cut(header.cut)
+    commit = transcript.named_by(cut, facts.peers).get(peer) if cut is not None else None
+    if cut is None or commit is None or not isinstance(commit.payload, Commit):
+        return []
+    reveal = transcript.opening(peer, commit.payload.nonce_digest)
+    found = [commit] if reveal is None else [commit, reveal]
+    parts = [part for part, aggregator in enumerate(facts.duties(cut)) if aggregator == peer]
+    held = counting(facts, transcript, blobs, Digest(header.cut), cut, parts, scrutiny, INSISTING)
+    for part, (aggregate, projection) in zip(parts, held, strict=True):
+        found += transcript.messages_with(header.cut, part, peer, aggregate)
+        shown = transcript.projection_with(projection, peer)
+        found += [shown] if shown is not None else []
+    return found
 
 
 def overlooked(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from crowdsurf.protocol import limits
+from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import cut_objected_to
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
@@ -29,7 +30,8 @@ class Transcript:
         self._by_digest: dict[bytes, dict[PeerId, Opened]] = {}
         """By payload digest and sender: anybody can sign what somebody else has said."""
         self.commits: dict[PeerId, Opened] = {}
-        self.reveals: dict[PeerId, bytes] = {}
+        self.reveals: dict[PeerId, dict[bytes, Opened]] = {}
+        """By sender and digest of the nonce, of which a liar may open several."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
@@ -69,7 +71,6 @@ class Transcript:
             self.aggregates[(payload.cut, payload.part, sender)] = opened
             self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
         elif isinstance(payload, Reveal):
-            self.reveals[sender] = payload.nonce
             self._add_reveal(opened, payload)
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
@@ -121,6 +122,10 @@ class Transcript:
         """The reveals that name a cut."""
         return self._reveals_said.get(cut, [])
 
+    def opening(self, peer: PeerId, digest: bytes) -> Opened | None:
+        """The reveal by which a member opens the nonce with this digest, whatever else it opened."""
+        return self.reveals.get(peer, {}).get(digest)
+
     def cut(self, digest: bytes) -> Cut | None:
         """The cut with this payload digest, if heard."""
         said = (opened.payload for opened in self._by_digest.get(digest, {}).values())
@@ -153,6 +158,11 @@ class Transcript:
         """What its aggregator said about a part and this very aggregate, whatever else it said."""
         found = self._aggregates_said.get((cut, part, aggregator, digest))
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+
+    def messages_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> list[Opened]:
+        """The messages behind `aggregate_with`."""
+        found = self._aggregates_said.get((cut, part, aggregator, digest))
+        return [found] if found is not None else []
 
     def projection(self, cut: bytes, part: int, aggregator: PeerId) -> Opened | None:
         """What the aggregator of a part published about it, if heard."""
@@ -238,6 +248,7 @@ class Transcript:
 
     def _add_reveal(self, opened: Opened, reveal: Reveal) -> None:
         self._reveals_said.setdefault(reveal.cut, []).append(opened)
+        self.reveals.setdefault(opened.sender, {}).setdefault(nonce_digest(reveal.nonce), opened)
         for part, name in enumerate(reveal.aggregates):
             if name:
                 self._witnesses.setdefault((reveal.cut, part), {}).setdefault(name, set()).add(opened.sender)

@@ -1,0 +1,89 @@
+"""Liars that sign two messages for one slot, and show one to some honest members and the other to the rest.
+
+The idea: whatever was heard first, all honest members agree on one header within a few views. Nothing that the liars
+could do to settle a step is done, and all of this happens in the first step. SPEC R-2.12, R-4.20 to R-4.24, R-5.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from crowdsurf.protocol import assignment, events
+from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Commit, Envelope, Kind, Payload, Reveal
+from tests.protocol.court import opened
+from tests.protocol.swarm import FakePeer, Swarm, name
+
+SETTLING = (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.OUTCOME, Kind.PROPOSAL, Kind.ACCUSATION)
+"""What liars keep to themselves."""
+UNCHECKED, CHECKED = 0.0, 0.0625
+"""Shares of audits with which aggregates are not checked, or are."""
+
+Faces = Callable[[FakePeer, FakePeer, Envelope], list[Envelope]]
+"""What a liar sends to a member in place of a message: (liar, member, message)."""
+
+
+class TwoFaced:
+    """A swarm with as many liars as it stands, which propose last. They are honest nodes whose messages of step 0 are
+    changed on their way."""
+
+    def __init__(self, count: int, rate: float, liars: int) -> None:
+        self.swarm = Swarm(count, steps=6, audit=AuditSection(rate=rate))
+        head = self.swarm.list[0].node.chain.head
+        order = assignment.proposers(head.beacon, head.roster, head.step)
+        peers = [self.swarm.peers[head.roster.peers[index]] for index in order]
+        self.honest, self.liars = peers[: count - liars], peers[count - liars :]
+
+    def agree(self, faces: Faces) -> bool:
+        """Whether all honest members soon certify the step, and nobody honest is banned."""
+        send = self.swarm.deliver
+
+        def deliver(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+            said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+            honest = self.swarm.peers[to] not in self.liars
+            if said is None or said.step != 0 or said.sender != sender.id or sender not in self.liars or not honest:
+                send(sender, to, event)
+            elif said.kind not in SETTLING:
+                for other in faces(sender, self.swarm.peers[to], said):
+                    send(sender, to, events.EnvelopeReceived(sender.id, other))
+
+        self.swarm.deliver = deliver  # type: ignore[method-assign]
+        self.swarm.start()
+        ends = self.swarm.run(lambda: all(peer.node.chain.head.step > 1 for peer in self.honest), 200.0)
+        banned = {ban.peer for peer in self.honest for story in peer.stories for ban in story.banned}
+        assert self.swarm.violations == []
+        assert banned <= {liar.id for liar in self.liars}
+        return ends
+
+
+def again(liar: FakePeer, said: Envelope, payload: Payload) -> Envelope:
+    """Something else in the slot of a message."""
+    slot = Slot(said.step, said.view, said.kind, said.subject)
+    return seal(liar.signer, Digest(said.run_id), slot, payload).envelope
+
+
+@pytest.mark.parametrize("rate", [UNCHECKED, CHECKED])
+@pytest.mark.parametrize(("count", "liars"), [(5, 2), (9, 4)])
+def test_nonces_that_are_shown_to_one_member_each_stop_nobody(count: int, liars: int, rate: float) -> None:
+    """Each liar signs two commits, and opens to one honest member the nonce of the one that the cut names, to the rest
+    that of the other one: each of these members insists on a nonce that the others had no use for."""
+    group = TwoFaced(count, rate, liars)
+    friends = dict(zip((liar.id for liar in group.liars), group.honest, strict=False))
+
+    def faces(liar: FakePeer, to: FakePeer, said: Envelope) -> list[Envelope]:
+        payload, other = opened(said).payload, name("other nonce", liar.id)
+        if isinstance(payload, Commit):  # the honest one is heard first, so the cut names it
+            second = again(liar, said, msgspec.structs.replace(payload, nonce_digest=nonce_digest(other)))
+            late = events.EnvelopeReceived(liar.id, second)
+            group.swarm.at(group.swarm.now + 0.1, lambda: to.give(late))
+        elif isinstance(payload, Reveal) and friends[liar.id] is not to:
+            return [again(liar, said, msgspec.structs.replace(payload, nonce=other))]
+        return [said]
+
+    assert group.agree(faces)
