@@ -164,17 +164,19 @@ def counting(
     beacon, commits = opened_beacon(facts, transcript, cut), transcript.commits_in(cut, facts.peers)
     enough, found = enough_reveals(facts), []
     for part in parts:
+        found.append(nothing)
         aggregator, name = duties[part], transcript.named_aggregate(cut_name, part, enough)
         aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
-        shown = transcript.projection(cut_name, part, aggregator)
-        if beacon is None or aggregate is None or shown is None or name not in blobs:
-            found.append(nothing)
+        if beacon is None or aggregate is None or aggregate.digest not in blobs:
             continue
-        wrong = not scrutiny.is_known(part, aggregate.digest, beacon)
-        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon, times)
-        wrong = wrong or not facts.may_include(cut, aggregate)
-        wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
-        found.append(nothing if wrong else (aggregate.digest, shown.digest))
+        wrong = not scrutiny.is_known(part, aggregate.digest, beacon) or not facts.may_include(cut, aggregate)
+        if wrong or is_objected(facts, transcript, cut_name, cut, aggregator):
+            continue
+        # Of a liar that signed several, any that is right will do; all that know the same choose the same.
+        for shown in sorted(transcript.projections_said(cut_name, part, aggregator), key=lambda said: said.digest):
+            if not scrutiny.is_unproven(shown, aggregate, commits) and not scrutiny.is_false(shown, beacon, times):
+                found[-1] = (aggregate.digest, shown.digest)
+                break
     return found
 
 

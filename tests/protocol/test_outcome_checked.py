@@ -22,6 +22,7 @@ from crowdsurf.protocol.outcome import (
     heard_aggregates,
     opened_beacon,
     overlooked,
+    work_of,
 )
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.scrutiny import INSISTING, Scrutiny
@@ -306,3 +307,24 @@ def test_the_grounds_of_a_later_views_header_have_nonces_that_were_opened_for_an
     assert reveal in heard.grounds(header, STEP.peers, STEP.facts.duties(STEP.cut))
     unused = msgspec.structs.replace(header, nonces=(b"",) * 4)
     assert reveal not in heard.grounds(unused, STEP.peers, STEP.facts.duties(STEP.cut))
+
+
+def test_of_several_projections_any_one_that_is_right_will_do_whichever_was_heard_first() -> None:
+    """One that adds up to nothing of use was heard first. A header may name any other, and all know the same one."""
+    bad = shown(lines=((0.5, 0.0, 0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 3))
+    good = [SHOWN, shown(lines=((0.0, 0.0, 0.0, 1.0), (0.0, 0.0, -0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 2))]
+    assert good[0].digest != good[1].digest
+    first = min(good, key=lambda one: one.digest)
+    for order in (good, good[::-1]):
+        transcript = heard(bad, without=[SHOWN])
+        for one in order:
+            transcript.add_conflicting(one)
+        header = built(transcript, looked_at())
+        assert header.projections[0] == first.digest
+        assert overlooked(STEP.facts, transcript, STEP.blobs, void_first(), looked_at()) == [(AGGREGATOR, "aggregate")]
+        sent = work_of(STEP.facts, transcript, STEP.blobs, void_first(), AGGREGATOR, looked_at())
+        assert first in sent
+        assert bad not in sent
+        for one in good:
+            named = msgspec.structs.replace(header, projections=(one.digest, *header.projections[1:]))
+            assert judge(transcript, named).nothing

@@ -16,7 +16,7 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Commit, Envelope, Kind, Payload, Reveal
+from crowdsurf.protocol.messages import Commit, Envelope, Kind, Payload, Projection, Reveal, indexes_of
 from tests.protocol.court import opened
 from tests.protocol.swarm import FakePeer, Swarm, name
 
@@ -85,5 +85,24 @@ def test_nonces_that_are_shown_to_one_member_each_stop_nobody(count: int, liars:
         elif isinstance(payload, Reveal) and friends[liar.id] is not to:
             return [again(liar, said, msgspec.structs.replace(payload, nonce=other))]
         return [said]
+
+    assert group.agree(faces)
+
+
+@pytest.mark.parametrize(("count", "liars"), [(5, 2), (9, 4)])
+def test_projections_that_are_right_for_one_member_each_stop_nobody(count: int, liars: int) -> None:
+    """Each liar shows a projection that is so to one honest member. What others hear first does not add up, in a line
+    about a liar, so nobody objects to it."""
+    group = TwoFaced(count, CHECKED, liars)
+    friends = dict(zip((liar.id for liar in group.liars), group.honest, strict=False))
+    about = group.honest[0].node.chain.head.roster.indexes[group.liars[0].id]
+
+    def faces(liar: FakePeer, to: FakePeer, said: Envelope) -> list[Envelope]:
+        projection = opened(said).payload
+        if not isinstance(projection, Projection) or friends[liar.id] is to:
+            return [said]
+        lines = list(projection.lines)
+        lines[indexes_of(projection.included).index(about)] = (0.5, 0.0, 0.0, 1.0)
+        return [again(liar, said, msgspec.structs.replace(projection, lines=tuple(lines)))]
 
     assert group.agree(faces)
