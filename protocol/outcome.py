@@ -159,8 +159,8 @@ def counting(
     is not (SPEC R-4.20, R-5.4)."""
     duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
-        said = [transcript.aggregate(cut_name, part, duties[part]) for part in parts]
-        return [(one.digest, b"") if one is not None and one.digest in blobs else nothing for one in said]
+        names = [transcript.aggregates_said(cut_name, part, duties[part]) for part in parts]
+        return [next(((name, b"") for name in said if name in blobs), nothing) for said in names]
     beacon, commits = opened_beacon(facts, transcript, cut), transcript.commits_in(cut, facts.peers)
     enough, found = enough_reveals(facts), []
     for part in parts:
@@ -317,11 +317,8 @@ def _missing_aggregates(
         name = header.parts[part]
         if not name:
             continue
-        said = transcript.aggregate(header.cut, part, aggregator)
-        if said is None:
-            messages.append(Digest(name))
-        elif said.digest != name:
-            raise Refusal(Code.BAD_OUTCOME, f"part {part} is not what its aggregator signed")
+        if transcript.aggregate_with(header.cut, part, aggregator, name) is None:
+            messages.append(Digest(name))  # it may have signed another one for us
         if name not in blobs:
             lacking.append((part, Digest(name)))
     return Missing(tuple(messages), tuple(lacking))

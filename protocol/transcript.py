@@ -40,8 +40,8 @@ class Transcript:
         """By cut digest, part and sender, as aggregates."""
         self._projections_said: dict[tuple[bytes, int, PeerId], list[Opened]] = {}
         """Every projection signed for a part, also by a liar that signed several."""
-        self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
-        """Every aggregate signed for a part, also by a liar that signed two."""
+        self._aggregates_said: dict[tuple[bytes, int, PeerId], dict[bytes, Opened]] = {}
+        """Every aggregate signed for a part by its name, also by a liar that signed several."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
         """By cut; also all that a liar signed."""
         self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
@@ -69,7 +69,7 @@ class Transcript:
         self._per_member[sender] = self._per_member.get(sender, 0) + 1
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
-            self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
+            self._aggregates_of(payload, sender)[payload.digest] = opened
         elif isinstance(payload, Reveal):
             self._add_reveal(opened, payload)
         elif isinstance(payload, Accusation):
@@ -99,7 +99,7 @@ class Transcript:
         """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
         with a cut all reveals."""
         found = list(self._by_digest.get(digest, {}).values())
-        found += (opened for (*_, blob), opened in self._aggregates_said.items() if blob == digest)
+        found += (said[digest] for said in self._aggregates_said.values() if digest in said)
         if self.cut(digest) is not None:
             found += (opened for reveals in self._reveals_said.values() for opened in reveals)
         return found
@@ -156,13 +156,17 @@ class Transcript:
 
     def aggregate_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Aggregate | None:
         """What its aggregator said about a part and this very aggregate, whatever else it said."""
-        found = self._aggregates_said.get((cut, part, aggregator, digest))
+        found = self._aggregates_said.get((cut, part, aggregator), {}).get(digest)
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
 
     def messages_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> list[Opened]:
         """The messages behind `aggregate_with`."""
-        found = self._aggregates_said.get((cut, part, aggregator, digest))
+        found = self._aggregates_said.get((cut, part, aggregator), {}).get(digest)
         return [found] if found is not None else []
+
+    def aggregates_said(self, cut: bytes, part: int, aggregator: PeerId) -> list[bytes]:
+        """The names of all aggregates that the aggregator of a part has signed for it, the smallest first."""
+        return sorted(self._aggregates_said.get((cut, part, aggregator), ()))
 
     def projection(self, cut: bytes, part: int, aggregator: PeerId) -> Opened | None:
         """What the aggregator of a part published about it, if heard."""
@@ -233,14 +237,15 @@ class Transcript:
                 return False
             self._add_reveal(opened, payload)
         elif isinstance(payload, Aggregate):
-            key = (payload.cut, payload.part, sender, payload.digest)
-            if key in self._aggregates_said:
+            if self._aggregates_of(payload, sender).setdefault(payload.digest, opened) is not opened:
                 return False
-            self._aggregates_said[key] = opened
         else:
             return False
         self._per_member[sender] = said + 1
         return True
+
+    def _aggregates_of(self, aggregate: Aggregate, sender: PeerId) -> dict[bytes, Opened]:
+        return self._aggregates_said.setdefault((aggregate.cut, aggregate.part, sender), {})
 
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
         self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
@@ -282,8 +287,7 @@ class Transcript:
             return []
         found = list(self._by_digest[header.cut].values())[:1] + list(self.named_by(cut, peers).values())
         for part, (peer, name) in enumerate(zip(duties, header.parts, strict=True)):
-            said = self._aggregates_said.get((header.cut, part, peer, name))
-            found += [said] if said is not None else []
+            found += self.messages_with(header.cut, part, peer, name)
         for peer, name in zip(duties, header.projections, strict=False):
             shown = self.projection_with(name, peer)
             found += [shown] if shown is not None else []

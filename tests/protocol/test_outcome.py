@@ -125,9 +125,32 @@ def test_a_nonce_nobody_committed_to_is_refused() -> None:
     assert "member 0" in bad(consistent(STEP, nonces=nonces))
 
 
-def test_a_part_its_aggregator_did_not_sign_is_refused() -> None:
+def test_a_part_its_aggregator_is_not_known_to_have_signed_is_asked_for() -> None:
+    """Nobody votes for it; but its aggregator may have signed another one for others, who show it."""
     parts = (name("forged"), *STEP.header.parts[1:])
-    assert "part 0" in bad(consistent(STEP, parts=parts))
+    missing = examine(STEP.facts, STEP.transcript, STEP.blobs | {parts[0]}, consistent(STEP, parts=parts))
+    assert missing == Missing((parts[0],), ())
+    assert not missing.nothing
+
+
+def test_of_several_aggregates_where_they_are_not_checked_any_will_do() -> None:
+    """All that hold the same choose the same."""
+    peer, subject = STEP.aggregator(0), STEP.subject(0)
+    others = [msgspec.structs.replace(STEP.aggregate(0).payload, digest=name("other", number)) for number in range(4)]
+    heard = transcript_without(STEP)
+    for other in others:
+        heard.add_conflicting(STEP.say(peer, Kind.AGGREGATE, other, subject=subject))
+    blobs = STEP.blobs | {other.digest for other in others}
+    smallest = min(name("aggregate", 0), *(other.digest for other in others))
+    assert build_header(STEP.facts, heard, blobs, STEP.cut_name, STEP.cut).parts[0] == smallest
+    for digest in (name("aggregate", 0), others[0].digest):
+        header = consistent(STEP, parts=(digest, *STEP.header.parts[1:]))
+        assert examine(STEP.facts, heard, blobs, header).nothing
+        assert examine(STEP.facts, heard, blobs - {digest}, header) == Missing((), ((0, digest),))
+    void = consistent(STEP, parts=(b"", *STEP.header.parts[1:]))
+    for held in (blobs, blobs - {name("aggregate", 0)}):
+        assert overlooked(STEP.facts, heard, held, void) == [(STEP.peers[peer], "aggregate")]
+    assert overlooked(STEP.facts, heard, STEP.blobs - {name("aggregate", 0)}, void) == []
 
 
 def test_joins_and_leaves_that_do_not_follow_from_the_commits_are_refused() -> None:

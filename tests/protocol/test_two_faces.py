@@ -16,7 +16,7 @@ from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Commit, Envelope, Kind, Payload, Projection, Reveal, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Commit, Envelope, Kind, Payload, Projection, Reveal, indexes_of
 from tests.protocol.court import opened
 from tests.protocol.swarm import FakePeer, Swarm, name
 
@@ -104,5 +104,23 @@ def test_projections_that_are_right_for_one_member_each_stop_nobody(count: int, 
         lines = list(projection.lines)
         lines[indexes_of(projection.included).index(about)] = (0.5, 0.0, 0.0, 1.0)
         return [again(liar, said, msgspec.structs.replace(projection, lines=tuple(lines)))]
+
+    assert group.agree(faces)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_two_aggregates_for_two_halves_stop_nobody_where_they_are_not_checked(count: int) -> None:
+    """Each with its bytes: each half refused every header with the other one, and every one without."""
+    group = TwoFaced(count, UNCHECKED, 1)
+    half = group.honest[: len(group.honest) // 2]
+
+    def faces(liar: FakePeer, to: FakePeer, said: Envelope) -> list[Envelope]:
+        aggregate = opened(said).payload
+        if not isinstance(aggregate, Aggregate) or to not in half:
+            return [said]
+        other = name("other", aggregate.part)
+        liar.blobs.add(other)
+        group.swarm.deliver_blob(liar, to.id, other)
+        return [again(liar, said, msgspec.structs.replace(aggregate, digest=other))]
 
     assert group.agree(faces)
