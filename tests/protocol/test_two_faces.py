@@ -13,12 +13,23 @@ import pytest
 
 from crowdsurf.protocol import assignment, events
 from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Aggregate, Commit, Envelope, Kind, Payload, Projection, Reveal, indexes_of
-from tests.protocol.court import opened
-from tests.protocol.swarm import FakePeer, Swarm, name
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Commit,
+    Envelope,
+    Kind,
+    Payload,
+    Projection,
+    Reveal,
+    indexes_of,
+)
+from crowdsurf.protocol.projection import Line
+from tests.protocol.court import EVEN, ODD, opened
+from tests.protocol.swarm import RIGHT, FakePeer, Swarm, name
 
 SETTLING = (Kind.ECHO, Kind.PREPARE, Kind.VOTE, Kind.OUTCOME, Kind.PROPOSAL, Kind.ACCUSATION)
 """What liars keep to themselves."""
@@ -124,3 +135,47 @@ def test_two_aggregates_for_two_halves_stop_nobody_where_they_are_not_checked(co
         return [again(liar, said, msgspec.structs.replace(aggregate, digest=other))]
 
     assert group.agree(faces)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_two_aggregates_that_each_half_has_heard_named_stop_nobody(count: int) -> None:
+    """Each half is told, in a reveal of its own, that the liar has heard of the aggregate that this half was shown, and
+    gets a projection of it that is false about somebody of the other half, for whom the part does not count."""
+    group = TwoFaced(count, CHECKED, 1)
+    middle = len(group.honest) // 2
+    halves = group.honest[:middle], group.honest[middle:]
+    indexes = group.honest[0].node.chain.head.roster.indexes
+    aggregates = list[Aggregate]()
+
+    def faces(liar: FakePeer, to: FakePeer, said: Envelope) -> list[Envelope]:
+        payload = opened(said).payload
+        mine, theirs = halves if to in halves[0] else halves[::-1]
+        if isinstance(payload, Aggregate):
+            shown = msgspec.structs.replace(payload, digest=name("shown to", mine[0].id, payload.part))
+            aggregates.append(shown)
+            liar.blobs.add(shown.digest)
+            group.swarm.deliver_blob(liar, to.id, Digest(shown.digest))
+            return [again(liar, said, shown)]
+        if not isinstance(payload, Reveal):
+            return [] if isinstance(payload, Projection) else [said]
+        names, projections = list(payload.aggregates), []
+        for one in aggregates:
+            if one.digest == name("shown to", mine[0].id, one.part):
+                names[one.part] = one.digest
+                projections.append(about(one, {indexes[theirs[0].id]: ODD, indexes[liar.id]: EVEN}))
+        reveal = again(liar, said, msgspec.structs.replace(payload, aggregates=tuple(names)))
+        slots = [Slot(0, 0, Kind.PROJECTION, part_subject(one)) for one in projections]
+        shown_with_it = [
+            seal(liar.signer, Digest(said.run_id), *pair).envelope for pair in zip(slots, projections, strict=True)
+        ]
+        return [reveal, *shown_with_it]
+
+    assert group.agree(faces)
+
+
+def about(aggregate: Aggregate, lies: dict[int, Line]) -> Projection:
+    """What an aggregator publishes about its aggregate, into which everybody went, if it lies about these members."""
+    included = indexes_of(aggregate.included)
+    lines = [lies.get(index, RIGHT) for index in included]
+    said = tuple((*line.projections, line.norm) for line in lines)
+    return Projection(aggregate.cut, aggregate.part, aggregate.digest, aggregate.included, 1.0, said, 0)
