@@ -124,7 +124,7 @@ class Election:
             missing = self._holdings.examine(header, is_bound or has_prepared)
         except Refusal as refusal:
             if self._refuse_once(opened, refusal) and refusal.code is Code.LOCKED:
-                for said in self._transcript.objections(header.cut):
+                for said in self._holdings.objections(Digest(header.cut)):
                     self._tell(SendEnvelope(self._following(view), said.envelope))
             return
         if not missing.nothing:

@@ -22,6 +22,7 @@ from crowdsurf.protocol.outcome import (
     enough_reveals,
     examine,
     heard_aggregates,
+    objections,
     overlooked,
     work_of,
 )
@@ -94,6 +95,10 @@ class Holdings:
     def work_of(self, peer: PeerId, header: Header) -> list[Opened]:
         """What a member whose work is here and not in a header has said for it; see `outcome.work_of`."""
         return work_of(self.facts, self.transcript, self.blobs, header, peer, self.scrutiny)
+
+    def objections(self, cut: Digest) -> list[Opened]:
+        """Why parts of a cut that may count for others do not count here."""
+        return objections(self.facts, self.transcript, cut)
 
     def grounds(self, header: Header | None) -> tuple[Envelope, ...]:
         """What a header of this step follows from, to be kept with the vote for it."""

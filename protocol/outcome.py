@@ -21,7 +21,7 @@ from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Reveal, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Projection, Reveal, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
@@ -170,7 +170,7 @@ def counting(
         if beacon is None or aggregate is None or aggregate.digest not in blobs:
             continue
         wrong = not scrutiny.is_known(part, aggregate.digest, beacon) or not facts.may_include(cut, aggregate)
-        if wrong or is_objected(facts, transcript, cut_name, cut, aggregator):
+        if wrong or is_disputed(facts, transcript, cut_name, cut, part, aggregate.digest):
             continue
         # Of a liar that signed several, any that is right will do; all that know the same choose the same.
         for shown in sorted(transcript.projections_said(cut_name, part, aggregator), key=lambda said: said.digest):
@@ -199,6 +199,24 @@ def is_objected(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut,
     """Whether a contributor has said that what this aggregator published about it is false (SPEC R-5.5)."""
     contributors = {facts.peers[index] for index, _ in cut.commits}
     return bool(contributors & transcript.objectors(name, aggregator))
+
+
+def is_disputed(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut, part: int, aggregate: bytes) -> bool:
+    """Whether something speaks against a part that only those know who have heard it: an objection, or that its
+    aggregator has signed of one aggregate that it includes some, and others (SPEC R-5.4)."""
+    aggregator = facts.duties(cut)[part]
+    is_ambiguous = len(transcript.messages_with(name, part, aggregator, aggregate)) > 1
+    return is_ambiguous or is_objected(facts, transcript, name, cut, aggregator)
+
+
+def objections(facts: StepFacts, transcript: Transcript, name: Digest) -> list[Opened]:
+    """The messages that show why parts of a cut are disputed here, one for each objection or two aggregates."""
+    found, cut, enough = transcript.objections(name), transcript.cut(name), enough_reveals(facts)
+    for part, aggregator in enumerate(facts.duties(cut) if cut is not None else ()):
+        for aggregate, members in transcript.witnesses(name, part).items():
+            said = transcript.messages_with(name, part, aggregator, aggregate)
+            found += said if len(members) >= enough and len(said) > 1 else ()
+    return found
 
 
 def opened_beacon(facts: StepFacts, transcript: Transcript, cut: Cut) -> Digest | None:
@@ -344,9 +362,10 @@ def _missing_proofs(
         if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
             messages.append(Digest(header.cut))  # others may have heard more reveals: they come with it
             continue
-        aggregate = transcript.aggregate_with(header.cut, part, aggregator, name)
         shown = transcript.projection_with(header.projections[part], aggregator)
-        if aggregate is None:
+        included = shown.payload.included if shown is not None and isinstance(shown.payload, Projection) else None
+        aggregate = transcript.aggregate_with(header.cut, part, aggregator, name, included)
+        if aggregate is None:  # or there may be another one with the same bytes, for others
             messages.append(Digest(name))
         if shown is None:
             messages.append(Digest(header.projections[part]))
@@ -362,8 +381,8 @@ def _missing_proofs(
         if is_bound:
             false = scrutiny.misdescribes(shown, header.beacon, FOLLOWING)
         else:
-            objected = is_objected(facts, transcript, header.cut, cut, aggregator)
-            false = objected or scrutiny.is_false(shown, header.beacon, ACCEPTING)
+            disputed = is_disputed(facts, transcript, header.cut, cut, part, name)
+            false = disputed or scrutiny.is_false(shown, header.beacon, ACCEPTING)
         if false:
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))

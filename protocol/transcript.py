@@ -40,8 +40,9 @@ class Transcript:
         """By cut digest, part and sender, as aggregates."""
         self._projections_said: dict[tuple[bytes, int, PeerId], list[Opened]] = {}
         """Every projection signed for a part, also by a liar that signed several."""
-        self._aggregates_said: dict[tuple[bytes, int, PeerId], dict[bytes, Opened]] = {}
-        """Every aggregate signed for a part by its name, also by a liar that signed several."""
+        self._aggregates_said: dict[tuple[bytes, int, PeerId], dict[bytes, list[Opened]]] = {}
+        """Every aggregate signed for a part by its name, also by a liar that signed several. Of messages with the same
+        name, which include others, two are enough: then it is good for nothing."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
         """By cut; also all that a liar signed."""
         self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
@@ -69,7 +70,7 @@ class Transcript:
         self._per_member[sender] = self._per_member.get(sender, 0) + 1
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
-            self._aggregates_of(payload, sender)[payload.digest] = opened
+            self._messages_of(payload, sender).append(opened)
         elif isinstance(payload, Reveal):
             self._add_reveal(opened, payload)
         elif isinstance(payload, Accusation):
@@ -99,7 +100,7 @@ class Transcript:
         """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
         with a cut all reveals."""
         found = list(self._by_digest.get(digest, {}).values())
-        found += (said[digest] for said in self._aggregates_said.values() if digest in said)
+        found += (opened for said in self._aggregates_said.values() for opened in said.get(digest, ()))
         if self.cut(digest) is not None:
             found += (opened for reveals in self._reveals_said.values() for opened in reveals)
         return found
@@ -154,15 +155,18 @@ class Transcript:
         found = self.aggregates.get((cut, part, aggregator))
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
 
-    def aggregate_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Aggregate | None:
-        """What its aggregator said about a part and this very aggregate, whatever else it said."""
-        found = self._aggregates_said.get((cut, part, aggregator), {}).get(digest)
-        return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+    def aggregate_with(
+        self, cut: bytes, part: int, aggregator: PeerId, digest: bytes, included: bytes | None = None
+    ) -> Aggregate | None:
+        """What its aggregator said about a part and this very aggregate, whatever else it said; with `included`, that
+        it is made of just these members' parts."""
+        said = (opened.payload for opened in self.messages_with(cut, part, aggregator, digest))
+        found = (one for one in said if isinstance(one, Aggregate) and included in (None, one.included))
+        return next(found, None)
 
-    def messages_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> list[Opened]:
-        """The messages behind `aggregate_with`."""
-        found = self._aggregates_said.get((cut, part, aggregator), {}).get(digest)
-        return [found] if found is not None else []
+    def messages_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Sequence[Opened]:
+        """The messages behind `aggregate_with`: two if it said that the same aggregate includes some, and others."""
+        return self._aggregates_said.get((cut, part, aggregator), {}).get(digest, ())
 
     def aggregates_said(self, cut: bytes, part: int, aggregator: PeerId) -> list[bytes]:
         """The names of all aggregates that the aggregator of a part has signed for it, the smallest first."""
@@ -237,15 +241,18 @@ class Transcript:
                 return False
             self._add_reveal(opened, payload)
         elif isinstance(payload, Aggregate):
-            if self._aggregates_of(payload, sender).setdefault(payload.digest, opened) is not opened:
+            said_of_it = self._messages_of(payload, sender)
+            if len(said_of_it) == 2 or any(one.digest == opened.digest for one in said_of_it):
                 return False
+            said_of_it.append(opened)
         else:
             return False
         self._per_member[sender] = said + 1
         return True
 
-    def _aggregates_of(self, aggregate: Aggregate, sender: PeerId) -> dict[bytes, Opened]:
-        return self._aggregates_said.setdefault((aggregate.cut, aggregate.part, sender), {})
+    def _messages_of(self, aggregate: Aggregate, sender: PeerId) -> list[Opened]:
+        said = self._aggregates_said.setdefault((aggregate.cut, aggregate.part, sender), {})
+        return said.setdefault(aggregate.digest, [])
 
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
         self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened

@@ -25,6 +25,7 @@ from crowdsurf.protocol.messages import (
     Payload,
     Projection,
     Reveal,
+    bitmap_of,
     indexes_of,
 )
 from crowdsurf.protocol.projection import Line
@@ -133,6 +134,23 @@ def test_two_aggregates_for_two_halves_stop_nobody_where_they_are_not_checked(co
         liar.blobs.add(other)
         group.swarm.deliver_blob(liar, to.id, other)
         return [again(liar, said, msgspec.structs.replace(aggregate, digest=other))]
+
+    assert group.agree(faces)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_two_that_include_others_with_the_same_bytes_stop_nobody(count: int) -> None:
+    """A projection can belong to one of the two only: for half of the members the part counted, the others held it for
+    unproven."""
+    group = TwoFaced(count, CHECKED, 1)
+    half = group.honest[: len(group.honest) // 2]
+
+    def faces(liar: FakePeer, to: FakePeer, said: Envelope) -> list[Envelope]:
+        aggregate = opened(said).payload
+        if not isinstance(aggregate, Aggregate) or to not in half:
+            return [said]
+        fewer = bitmap_of(indexes_of(aggregate.included)[1:], count)
+        return [again(liar, said, msgspec.structs.replace(aggregate, included=fewer))]
 
     assert group.agree(faces)
 
