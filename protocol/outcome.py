@@ -303,10 +303,9 @@ def examine(
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())
-    # A nonce that is opened in a header alone gives nobody the time to look at aggregates. And who leaves out others
-    # shows what it has heard: were it learned from refusals alone, two members could each lack a nonce for ever.
-    shall_be_heard = scrutiny is not None or (bool(withheld(header)) and not is_bound)
-    if shall_be_heard and not _are_opened(facts, transcript, header, cut):
+    # A nonce that is opened in a header alone gives nobody the time to look at aggregates. And whoever does not learn
+    # it before it refuses the header for something else leaves it out of its own, for ever.
+    if (scrutiny is not None or not is_bound) and not _are_opened(facts, transcript, header, cut):
         return Missing((Digest(header.cut),), ())
     if scrutiny is not None:
         return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)

@@ -197,3 +197,12 @@ def about(aggregate: Aggregate, lies: dict[int, Line]) -> Projection:
     lines = [lies.get(index, RIGHT) for index in included]
     said = tuple((*line.projections, line.norm) for line in lines)
     return Projection(aggregate.cut, aggregate.part, aggregate.digest, aggregate.included, 1.0, said, 0)
+
+
+def test_a_nonce_for_one_member_and_an_aggregate_for_the_other_stop_nobody() -> None:
+    """Nothing is signed twice. One proposed headers without the other's part, the other void steps for want of a nonce:
+    neither learned from the other's headers what it lacked."""
+    group = TwoFaced(3, UNCHECKED, 1)
+    first, second = group.honest
+    kept_from = {int(Kind.REVEAL): second, int(Kind.AGGREGATE): first}
+    assert group.agree(lambda liar, to, said: [] if kept_from.get(said.kind) is to else [said])
