@@ -30,6 +30,8 @@ class Transcript:
         self._by_digest: dict[bytes, dict[PeerId, Opened]] = {}
         """By payload digest and sender: anybody can sign what somebody else has said."""
         self.commits: dict[PeerId, Opened] = {}
+        self._committed: dict[tuple[PeerId, bytes], Opened] = {}
+        """By sender and digest of the nonce, every commit that was signed; of those with one nonce, the first."""
         self.reveals: dict[PeerId, dict[bytes, Opened]] = {}
         """By sender and digest of the nonce, of which a liar may open several."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
@@ -79,7 +81,7 @@ class Transcript:
             self._add_projection(opened, payload)
             self.projections[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Commit):
-            self._by_digest.setdefault(opened.digest, {})[sender] = opened
+            self._add_commit(opened, payload)
             self.commits[sender] = opened
         elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
@@ -98,11 +100,13 @@ class Transcript:
 
     def find(self, digest: bytes) -> list[Opened]:
         """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
-        with a cut all reveals."""
+        with a cut all reveals, and the commits that they open and the cut does not name."""
         found = list(self._by_digest.get(digest, {}).values())
         found += (opened for said in self._aggregates_said.values() for opened in said.get(digest, ()))
-        if self.cut(digest) is not None:
-            found += (opened for reveals in self._reveals_said.values() for opened in reveals)
+        cut = self.cut(digest)
+        if cut is not None:
+            reveals = [opened for said in self._reveals_said.values() for opened in said]
+            found += [*self._commits_behind(reveals, cut), *reveals]
         return found
 
     @property
@@ -234,7 +238,9 @@ class Transcript:
             return False
         if isinstance(payload, Projection):
             self._add_projection(opened, payload)
-        elif isinstance(payload, Commit | Cut):
+        elif isinstance(payload, Commit):
+            self._add_commit(opened, payload)
+        elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
@@ -254,6 +260,10 @@ class Transcript:
         said = self._aggregates_said.setdefault((aggregate.cut, aggregate.part, sender), {})
         return said.setdefault(aggregate.digest, [])
 
+    def _add_commit(self, opened: Opened, commit: Commit) -> None:
+        self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
+        self._committed.setdefault((opened.sender, commit.nonce_digest), opened)
+
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
         self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
         self._projections_said.setdefault((projection.cut, projection.part, opened.sender), []).append(opened)
@@ -265,11 +275,9 @@ class Transcript:
             if name:
                 self._witnesses.setdefault((reveal.cut, part), {}).setdefault(name, set()).add(opened.sender)
 
-    def opens_commit(self, sender: PeerId, nonce_digest: bytes) -> bool:
+    def opens_commit(self, sender: PeerId, digest: bytes) -> bool:
         """Whether a nonce of this digest is one a member has committed to; a liar may have committed to several."""
-        said = (found.get(sender) for found in self._by_digest.values())
-        commits = (opened.payload for opened in said if opened is not None)
-        return any(isinstance(commit, Commit) and commit.nonce_digest == nonce_digest for commit in commits)
+        return (sender, digest) in self._committed
 
     def named_by(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[PeerId, Opened]:
         """The messages behind `commits_in`, by their senders."""
@@ -298,7 +306,20 @@ class Transcript:
         for peer, name in zip(duties, header.projections, strict=False):
             shown = self.projection_with(name, peer)
             found += [shown] if shown is not None else []
-        return found + (self._reveals_behind(header, peers) if header.projections else [])
+        reveals = self._reveals_behind(header, peers) if header.projections else []
+        return [*found, *self._commits_behind(reveals, cut), *reveals]
+
+    def _commits_behind(self, reveals: Sequence[Opened], cut: Cut) -> list[Opened]:
+        """Commits that reveals open and that a cut does not name, so that who has accepted it may not have heard them:
+        without its commit nobody believes a reveal."""
+        named = {name for _, name in cut.commits}
+        found: dict[Opened, None] = {}
+        for said in reveals:
+            nonce = said.payload.nonce if isinstance(said.payload, Reveal) else b""
+            commit = self._committed.get((said.sender, nonce_digest(nonce)))
+            if commit is not None and commit.digest not in named:
+                found[commit] = None
+        return list(found)
 
     def _reveals_behind(self, header: Header, peers: tuple[PeerId, ...]) -> list[Opened]:
         """Reveals that name the header's cut, and those that open its nonces: in a later view they may name another."""
