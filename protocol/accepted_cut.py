@@ -99,6 +99,9 @@ class AcceptedCut:
         self._reveals_heard = 0
         self._looked_at: set[int] = set()
         self._unjudged: set[int] = set()
+        """Parts of which a projection was not judged yet, or none has come."""
+        self._judged: set[bytes] = set()
+        """Projections that this member has compared with what it knows."""
 
     def opening(self, elements: int) -> list[Effect]:
         """What a member does first: push its parts to their aggregators and expect those it aggregates; whoever is not
@@ -214,7 +217,7 @@ class AcceptedCut:
             enough, self._reveals_heard = enough_reveals(self._facts), heard
             named = (self._transcript.named_aggregate(self.name, part, enough) for part in range(len(self.duties)))
             self._fixed = {part: name for part, name in enumerate(named) if name is not None}
-            self._unjudged = set(self._fixed)
+            self._unjudged = set(range(len(self.duties)))
             self._looked_at.clear()
         return self._beacon
 
@@ -273,17 +276,21 @@ class AcceptedCut:
 
     def judge_again(self, part: int) -> None:
         """The aggregator of a part has published something else about it, too."""
-        if part in self._fixed:
-            self._unjudged.add(part)
+        self._unjudged.add(part)
 
     def _objection(self, part: int, scrutiny: Scrutiny, beacon: Digest) -> Accusation | None:
         """What this member has to say against a projection of a part, once it has come and can be judged. Of a liar
-        that signed several any one may be what others let it count by."""
-        for shown in self._transcript.projections_said(self.name, part, self.duties[part]):
+        that signed several any one may be what others let it count by, also one about another aggregate than the
+        reveals fix here: a liar's reveals may fix that one for others. Only what enough of them name is looked at."""
+        said = self._transcript.projections_said(self.name, part, self.duties[part])
+        for shown in said:
             projection = shown.payload
-            if not isinstance(projection, Projection) or not scrutiny.is_known(part, projection.aggregate, beacon):
+            if not isinstance(projection, Projection) or shown.digest in self._judged:
                 continue
+            if scrutiny.is_known(part, projection.aggregate, beacon):
+                self._judged.add(shown.digest)
+                if scrutiny.contradicts(projection, beacon, ACCUSING):
+                    return objection_to(shown, scrutiny.me)
+        if said and all(shown.digest in self._judged for shown in said):
             self._unjudged.discard(part)
-            if scrutiny.contradicts(projection, beacon, ACCUSING):
-                return objection_to(shown, scrutiny.me)
         return None

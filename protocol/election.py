@@ -124,7 +124,7 @@ class Election:
             missing = self._holdings.examine(header, is_bound or has_prepared)
         except Refusal as refusal:
             if self._refuse_once(opened, refusal) and refusal.code is Code.LOCKED:
-                for said in self._transcript.objections(header.cut):
+                for said in self._holdings.objections(Digest(header.cut)):
                     self._tell(SendEnvelope(self._following(view), said.envelope))
             return
         if not missing.nothing:
@@ -167,9 +167,10 @@ class Election:
         if dropped and self._refuse_once(opened, Refusal(Code.LOCKED, "it leaves out work that is here")):
             told = self._following(opened.envelope.view)
             for peer in dropped:
-                for said in self._transcript.own(peer):
-                    if said.envelope.kind in _WORK:
-                        self._tell(SendEnvelope(told, said.envelope))
+                first = [said for said in self._transcript.own(peer) if said.envelope.kind in _WORK]
+                # Of a liar that signed several, what counts here may not be what was heard first.
+                for said in dict.fromkeys([*first, *self._holdings.work_of(peer, header)]):
+                    self._tell(SendEnvelope(told, said.envelope))
         return bool(dropped)
 
     def _following(self, view: int) -> tuple[PeerId, ...]:

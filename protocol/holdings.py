@@ -11,6 +11,7 @@ import math
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.effects import Effect
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.events import WorkDone, WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Ban, Commit, Cut, Envelope, Header, Reveal, bitmap_of
@@ -21,7 +22,9 @@ from crowdsurf.protocol.outcome import (
     enough_reveals,
     examine,
     heard_aggregates,
+    objections,
     overlooked,
+    work_of,
 )
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.transcript import Transcript
@@ -95,6 +98,14 @@ class Holdings:
     def left_out(self, header: Header) -> list[PeerId]:
         """Whose work is here and not in a header."""
         return [peer for peer, _ in overlooked(self.facts, self.transcript, self.blobs, header, self.scrutiny)]
+
+    def work_of(self, peer: PeerId, header: Header) -> list[Opened]:
+        """What a member whose work is here and not in a header has said for it; see `outcome.work_of`."""
+        return work_of(self.facts, self.transcript, self.blobs, header, peer, self.scrutiny)
+
+    def objections(self, cut: Digest) -> list[Opened]:
+        """Why parts of a cut that may count for others do not count here."""
+        return objections(self.facts, self.transcript, cut)
 
     def grounds(self, header: Header | None) -> tuple[Envelope, ...]:
         """What a header of this step follows from, to be kept with the vote for it."""

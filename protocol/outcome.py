@@ -17,10 +17,11 @@ import msgspec
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.beacon import next_beacon, nonce_digest
 from crowdsurf.protocol.chain import Head, check_header, following_roster
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Projection, Reveal, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
@@ -159,22 +160,24 @@ def counting(
     is not (SPEC R-4.20, R-5.4)."""
     duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
-        said = [transcript.aggregate(cut_name, part, duties[part]) for part in parts]
-        return [(one.digest, b"") if one is not None and one.digest in blobs else nothing for one in said]
+        names = [transcript.aggregates_said(cut_name, part, duties[part]) for part in parts]
+        return [next(((name, b"") for name in said if name in blobs), nothing) for said in names]
     beacon, commits = opened_beacon(facts, transcript, cut), transcript.commits_in(cut, facts.peers)
     enough, found = enough_reveals(facts), []
     for part in parts:
+        found.append(nothing)
         aggregator, name = duties[part], transcript.named_aggregate(cut_name, part, enough)
         aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
-        shown = transcript.projection(cut_name, part, aggregator)
-        if beacon is None or aggregate is None or shown is None or name not in blobs:
-            found.append(nothing)
+        if beacon is None or aggregate is None or aggregate.digest not in blobs:
             continue
-        wrong = not scrutiny.is_known(part, aggregate.digest, beacon)
-        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon, times)
-        wrong = wrong or not facts.may_include(cut, aggregate)
-        wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
-        found.append(nothing if wrong else (aggregate.digest, shown.digest))
+        wrong = not scrutiny.is_known(part, aggregate.digest, beacon) or not facts.may_include(cut, aggregate)
+        if wrong or is_disputed(facts, transcript, cut_name, cut, part, aggregate.digest):
+            continue
+        # Of a liar that signed several, any that is right will do; all that know the same choose the same.
+        for shown in sorted(transcript.projections_said(cut_name, part, aggregator), key=lambda said: said.digest):
+            if not scrutiny.is_unproven(shown, aggregate, commits) and not scrutiny.is_false(shown, beacon, times):
+                found[-1] = (aggregate.digest, shown.digest)
+                break
     return found
 
 
@@ -199,6 +202,24 @@ def is_objected(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut,
     return bool(contributors & transcript.objectors(name, aggregator))
 
 
+def is_disputed(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut, part: int, aggregate: bytes) -> bool:
+    """Whether something speaks against a part that only those know who have heard it: an objection, or that its
+    aggregator has signed of one aggregate that it includes some, and others (SPEC R-5.4)."""
+    aggregator = facts.duties(cut)[part]
+    is_ambiguous = len(transcript.messages_with(name, part, aggregator, aggregate)) > 1
+    return is_ambiguous or is_objected(facts, transcript, name, cut, aggregator)
+
+
+def objections(facts: StepFacts, transcript: Transcript, name: Digest) -> list[Opened]:
+    """The messages that show why parts of a cut are disputed here, one for each objection or two aggregates."""
+    found, cut, enough = transcript.objections(name), transcript.cut(name), enough_reveals(facts)
+    for part, aggregator in enumerate(facts.duties(cut) if cut is not None else ()):
+        for aggregate, members in transcript.witnesses(name, part).items():
+            said = transcript.messages_with(name, part, aggregator, aggregate)
+            found += said if len(members) >= enough and len(said) > 1 else ()
+    return found
+
+
 def opened_beacon(facts: StepFacts, transcript: Transcript, cut: Cut) -> Digest | None:
     """The beacon of the step once all its nonces are open."""
     commits = transcript.commits_in(cut, facts.peers)
@@ -217,11 +238,12 @@ def _bans(convictions: Mapping[bytes, Ban], members: tuple[PeerId, ...], joined:
 
 
 def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: dict[int, Commit], member: int) -> bytes:
-    """The nonce a member revealed, if it opens the commit that the cut names; empty otherwise. A member that signed
-    two commits may have opened the other one."""
+    """The nonce by which a member opens the commit that the cut names; empty if it did not. A member that signed two
+    commits may have opened the other one, and this one for somebody else, who shows it: which reveal was heard first
+    does not matter."""
     commit = commits.get(member)
-    nonce = transcript.reveals.get(facts.peers[member], b"")
-    return nonce if nonce and commit is not None and nonce_digest(nonce) == commit.nonce_digest else b""
+    said = transcript.opening(facts.peers[member], commit.nonce_digest) if commit is not None else None
+    return said.payload.nonce if said is not None and isinstance(said.payload, Reveal) else b""
 
 
 def membership_changes(
@@ -289,6 +311,10 @@ def examine(
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())
+    # A nonce that is opened in a header alone gives nobody the time to look at aggregates. And whoever does not learn
+    # it before it refuses the header for something else leaves it out of its own, for ever.
+    if (scrutiny is not None or not is_bound) and not _are_opened(facts, transcript, header, cut):
+        return Missing((Digest(header.cut),), ())
     if scrutiny is not None:
         return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)
     return _missing_aggregates(facts, transcript, blobs, header, cut)
@@ -302,6 +328,12 @@ def _check_nonces(facts: StepFacts, transcript: Transcript, header: Header, cut:
             raise Refusal(Code.BAD_OUTCOME, f"the nonce of member {index} is not the one it committed to")
 
 
+def _are_opened(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> bool:
+    """Whether every nonce of a header was opened by a reveal that was heard here."""
+    commits = transcript.commits_in(cut, facts.peers)
+    return all(_opened_nonce(facts, transcript, commits, index) for index, nonce in enumerate(header.nonces) if nonce)
+
+
 def _missing_aggregates(
     facts: StepFacts, transcript: Transcript, blobs: set[bytes], header: Header, cut: Cut
 ) -> Missing:
@@ -310,11 +342,8 @@ def _missing_aggregates(
         name = header.parts[part]
         if not name:
             continue
-        said = transcript.aggregate(header.cut, part, aggregator)
-        if said is None:
-            messages.append(Digest(name))
-        elif said.digest != name:
-            raise Refusal(Code.BAD_OUTCOME, f"part {part} is not what its aggregator signed")
+        if transcript.aggregate_with(header.cut, part, aggregator, name) is None:
+            messages.append(Digest(name))  # it may have signed another one for us
         if name not in blobs:
             lacking.append((part, Digest(name)))
     return Missing(tuple(messages), tuple(lacking))
@@ -333,9 +362,6 @@ def _missing_proofs(
     counts. Raises Refusal for a part that must not count."""
     messages, lacking, unchecked = [], [], []
     commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
-    if any(header.nonces[index] and facts.peers[index] not in transcript.reveals for index, _ in cut.commits):
-        # A nonce that is opened in a header alone gives nobody the time to look at aggregates.
-        return Missing((Digest(header.cut),), ())
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
@@ -343,9 +369,10 @@ def _missing_proofs(
         if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
             messages.append(Digest(header.cut))  # others may have heard more reveals: they come with it
             continue
-        aggregate = transcript.aggregate_with(header.cut, part, aggregator, name)
         shown = transcript.projection_with(header.projections[part], aggregator)
-        if aggregate is None:
+        included = shown.payload.included if shown is not None and isinstance(shown.payload, Projection) else None
+        aggregate = transcript.aggregate_with(header.cut, part, aggregator, name, included)
+        if aggregate is None:  # or there may be another one with the same bytes, for others
             messages.append(Digest(name))
         if shown is None:
             messages.append(Digest(header.projections[part]))
@@ -361,11 +388,36 @@ def _missing_proofs(
         if is_bound:
             false = scrutiny.misdescribes(shown, header.beacon, FOLLOWING)
         else:
-            objected = is_objected(facts, transcript, header.cut, cut, aggregator)
-            false = objected or scrutiny.is_false(shown, header.beacon, ACCEPTING)
+            disputed = is_disputed(facts, transcript, header.cut, cut, part, name)
+            false = disputed or scrutiny.is_false(shown, header.beacon, ACCEPTING)
         if false:
             raise Refusal(Code.LOCKED, f"what is said about the aggregate of part {part} is not so")
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
+
+
+def work_of(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    peer: PeerId,
+    scrutiny: Scrutiny | None = None,
+) -> list[Opened]:
+    """What a member has said for the cut of a header as far as it counts here: of several messages for one slot those
+    that this member insists on, whichever it heard first."""
+    cut = transcript.cut(header.cut)
+    commit = transcript.named_by(cut, facts.peers).get(peer) if cut is not None else None
+    if cut is None or commit is None or not isinstance(commit.payload, Commit):
+        return []
+    reveal = transcript.opening(peer, commit.payload.nonce_digest)
+    found = [commit] if reveal is None else [commit, reveal]
+    parts = [part for part, aggregator in enumerate(facts.duties(cut)) if aggregator == peer]
+    held = counting(facts, transcript, blobs, Digest(header.cut), cut, parts, scrutiny, INSISTING)
+    for part, (aggregate, projection) in zip(parts, held, strict=True):
+        found += transcript.messages_with(header.cut, part, peer, aggregate)
+        shown = transcript.projection_with(projection, peer)
+        found += [shown] if shown is not None else []
+    return found
 
 
 def overlooked(

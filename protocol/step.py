@@ -441,7 +441,7 @@ class StepMachine:
         header = self.ballot.strongest_lock()
         if header is None:
             header = self.holdings.header_of(accepted.name, accepted.cut)
-            for objection in self.transcript.objections(accepted.name):  # why a part that others hold is void
+            for objection in self.holdings.objections(accepted.name):  # why a part that others hold is void
                 self.effects.append(SendEnvelope(self._asking.others(), objection.envelope))
         self._say(Kind.OUTCOME, view, b"", header)
 

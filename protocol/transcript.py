@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from crowdsurf.protocol import limits
+from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import cut_objected_to
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
 from crowdsurf.protocol.errors import Code, Refusal
@@ -32,7 +33,10 @@ class Transcript:
         self._by_digest: dict[bytes, dict[PeerId, Opened]] = {}
         """By payload digest and sender: anybody can sign what somebody else has said."""
         self.commits: dict[PeerId, Opened] = {}
-        self.reveals: dict[PeerId, bytes] = {}
+        self._committed: dict[tuple[PeerId, bytes], Opened] = {}
+        """By sender and digest of the nonce, every commit that was signed; of those with one nonce, the first."""
+        self.reveals: dict[PeerId, dict[bytes, Opened]] = {}
+        """By sender and digest of the nonce, of which a liar may open several."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
@@ -41,8 +45,9 @@ class Transcript:
         """By cut digest, part and sender, as aggregates."""
         self._projections_said: dict[tuple[bytes, int, PeerId], list[Opened]] = {}
         """Every projection signed for a part, also by a liar that signed several."""
-        self._aggregates_said: dict[tuple[bytes, int, PeerId, bytes], Opened] = {}
-        """Every aggregate signed for a part, also by a liar that signed two."""
+        self._aggregates_said: dict[tuple[bytes, int, PeerId], dict[bytes, list[Opened]]] = {}
+        """Every aggregate signed for a part by its name, also by a liar that signed several. Of messages with the same
+        name, which include others, two are enough: then it is good for nothing."""
         self._reveals_said: dict[bytes, list[Opened]] = {}
         """By cut; also all that a liar signed."""
         self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
@@ -86,9 +91,8 @@ class Transcript:
         self._note(opened)
         if isinstance(payload, Aggregate):
             self.aggregates[(payload.cut, payload.part, sender)] = opened
-            self._aggregates_said[(payload.cut, payload.part, sender, payload.digest)] = opened
+            self._messages_of(payload, sender).append(opened)
         elif isinstance(payload, Reveal):
-            self.reveals[sender] = payload.nonce
             self._add_reveal(opened, payload)
         elif isinstance(payload, Prepare):
             self._prepared.setdefault((opened.envelope.view, payload.header), set()).add(sender)
@@ -98,7 +102,7 @@ class Transcript:
             self._add_projection(opened, payload)
             self.projections[(payload.cut, payload.part, sender)] = opened
         elif isinstance(payload, Commit):
-            self._by_digest.setdefault(opened.digest, {})[sender] = opened
+            self._add_commit(opened, payload)
             self.commits[sender] = opened
         elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
@@ -117,11 +121,13 @@ class Transcript:
 
     def find(self, digest: bytes) -> list[Opened]:
         """The commit, cut, projection or header with this payload digest, every aggregate message that names this blob;
-        with a cut all reveals."""
+        with a cut all reveals, and the commits that they open and the cut does not name."""
         found = list(self._by_digest.get(digest, {}).values())
-        found += (opened for (*_, blob), opened in self._aggregates_said.items() if blob == digest)
-        if self.cut(digest) is not None:
-            found += (opened for reveals in self._reveals_said.values() for opened in reveals)
+        found += (opened for said in self._aggregates_said.values() for opened in said.get(digest, ()))
+        cut = self.cut(digest)
+        if cut is not None:
+            reveals = [opened for said in self._reveals_said.values() for opened in said]
+            found += [*self._commits_behind(reveals, cut), *reveals]
         return found
 
     @property
@@ -141,6 +147,10 @@ class Transcript:
     def reveals_of(self, cut: bytes) -> list[Opened]:
         """The reveals that name a cut."""
         return self._reveals_said.get(cut, [])
+
+    def opening(self, peer: PeerId, digest: bytes) -> Opened | None:
+        """The reveal by which a member opens the nonce with this digest, whatever else it opened."""
+        return self.reveals.get(peer, {}).get(digest)
 
     def cut(self, digest: bytes) -> Cut | None:
         """The cut with this payload digest, if heard."""
@@ -170,10 +180,22 @@ class Transcript:
         found = self.aggregates.get((cut, part, aggregator))
         return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
 
-    def aggregate_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Aggregate | None:
-        """What its aggregator said about a part and this very aggregate, whatever else it said."""
-        found = self._aggregates_said.get((cut, part, aggregator, digest))
-        return found.payload if found is not None and isinstance(found.payload, Aggregate) else None
+    def aggregate_with(
+        self, cut: bytes, part: int, aggregator: PeerId, digest: bytes, included: bytes | None = None
+    ) -> Aggregate | None:
+        """What its aggregator said about a part and this very aggregate, whatever else it said; with `included`, that
+        it is made of just these members' parts."""
+        said = (opened.payload for opened in self.messages_with(cut, part, aggregator, digest))
+        found = (one for one in said if isinstance(one, Aggregate) and included in (None, one.included))
+        return next(found, None)
+
+    def messages_with(self, cut: bytes, part: int, aggregator: PeerId, digest: bytes) -> Sequence[Opened]:
+        """The messages behind `aggregate_with`: two if it said that the same aggregate includes some, and others."""
+        return self._aggregates_said.get((cut, part, aggregator), {}).get(digest, ())
+
+    def aggregates_said(self, cut: bytes, part: int, aggregator: PeerId) -> list[bytes]:
+        """The names of all aggregates that the aggregator of a part has signed for it, the smallest first."""
+        return sorted(self._aggregates_said.get((cut, part, aggregator), ()))
 
     def projection(self, cut: bytes, part: int, aggregator: PeerId) -> Opened | None:
         """What the aggregator of a part published about it, if heard."""
@@ -240,17 +262,19 @@ class Transcript:
             return False
         if isinstance(payload, Projection):
             self._add_projection(opened, payload)
-        elif isinstance(payload, Commit | Cut):
+        elif isinstance(payload, Commit):
+            self._add_commit(opened, payload)
+        elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
                 return False
             self._add_reveal(opened, payload)
         elif isinstance(payload, Aggregate):
-            key = (payload.cut, payload.part, sender, payload.digest)
-            if key in self._aggregates_said:
+            said_of_it = self._messages_of(payload, sender)
+            if len(said_of_it) == 2 or any(one.digest == opened.digest for one in said_of_it):
                 return False
-            self._aggregates_said[key] = opened
+            said_of_it.append(opened)
         else:
             return False
         self._note(opened)
@@ -275,21 +299,28 @@ class Transcript:
         known = [shown.payload for shown in self.reveals_of(said.cut) if shown.sender == opened.sender]
         return all(isinstance(one, Reveal) and one.nonce != said.nonce for one in known)
 
+    def _messages_of(self, aggregate: Aggregate, sender: PeerId) -> list[Opened]:
+        said = self._aggregates_said.setdefault((aggregate.cut, aggregate.part, sender), {})
+        return said.setdefault(aggregate.digest, [])
+
+    def _add_commit(self, opened: Opened, commit: Commit) -> None:
+        self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
+        self._committed.setdefault((opened.sender, commit.nonce_digest), opened)
+
     def _add_projection(self, opened: Opened, projection: Projection) -> None:
         self._by_digest.setdefault(opened.digest, {})[opened.sender] = opened
         self._projections_said.setdefault((projection.cut, projection.part, opened.sender), []).append(opened)
 
     def _add_reveal(self, opened: Opened, reveal: Reveal) -> None:
         self._reveals_said.setdefault(reveal.cut, []).append(opened)
+        self.reveals.setdefault(opened.sender, {}).setdefault(nonce_digest(reveal.nonce), opened)
         for part, name in enumerate(reveal.aggregates):
             if name:
                 self._witnesses.setdefault((reveal.cut, part), {}).setdefault(name, set()).add(opened.sender)
 
-    def opens_commit(self, sender: PeerId, nonce_digest: bytes) -> bool:
+    def opens_commit(self, sender: PeerId, digest: bytes) -> bool:
         """Whether a nonce of this digest is one a member has committed to; a liar may have committed to several."""
-        said = (found.get(sender) for found in self._by_digest.values())
-        commits = (opened.payload for opened in said if opened is not None)
-        return any(isinstance(commit, Commit) and commit.nonce_digest == nonce_digest for commit in commits)
+        return (sender, digest) in self._committed
 
     def named_by(self, cut: Cut, peers: tuple[PeerId, ...]) -> dict[PeerId, Opened]:
         """The messages behind `commits_in`, by their senders."""
@@ -314,12 +345,24 @@ class Transcript:
             return []
         found = list(self._by_digest[header.cut].values())[:1] + list(self.named_by(cut, peers).values())
         for part, (peer, name) in enumerate(zip(duties, header.parts, strict=True)):
-            said = self._aggregates_said.get((header.cut, part, peer, name))
-            found += [said] if said is not None else []
+            found += self.messages_with(header.cut, part, peer, name)
         for peer, name in zip(duties, header.projections, strict=False):
             shown = self.projection_with(name, peer)
             found += [shown] if shown is not None else []
-        return found + (self._reveals_behind(header, peers) if header.projections else [])
+        reveals = self._reveals_behind(header, peers) if header.projections else []
+        return [*found, *self._commits_behind(reveals, cut), *reveals]
+
+    def _commits_behind(self, reveals: Sequence[Opened], cut: Cut) -> list[Opened]:
+        """Commits that reveals open and that a cut does not name, so that who has accepted it may not have heard them:
+        without its commit nobody believes a reveal."""
+        named = {name for _, name in cut.commits}
+        found: dict[Opened, None] = {}
+        for said in reveals:
+            nonce = said.payload.nonce if isinstance(said.payload, Reveal) else b""
+            commit = self._committed.get((said.sender, nonce_digest(nonce)))
+            if commit is not None and commit.digest not in named:
+                found[commit] = None
+        return list(found)
 
     def _reveals_behind(self, header: Header, peers: tuple[PeerId, ...]) -> list[Opened]:
         """Reveals that name the header's cut, and those that open its nonces: in a later view they may name another."""

@@ -401,10 +401,12 @@ class NothingDropped(Checker):
             if radius_of(host.node.chain.manifest) is None or _is_vouched_for(host, machine, said, aggregator):
                 return True
         commits = machine.transcript.commits_in(cut, machine.facts.peers)
-        revealed = {index: machine.transcript.reveals.get(machine.facts.peers[index]) for index in commits}
+        revealed = {index: machine.transcript.reveals.get(machine.facts.peers[index], {}) for index in commits}
         return any(
-            nonce is not None and not header.nonces[index] and nonce_digest(nonce) == commits[index].nonce_digest
-            for index, nonce in revealed.items()
+            isinstance(said.payload, Reveal) and nonce_digest(said.payload.nonce) == commits[index].nonce_digest
+            for index, reveals in revealed.items()
+            for said in reveals.values()
+            if not header.nonces[index]
         )
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.chain import Chain, beacon_after, check_header, following_roster
+from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Ban, Header, Kind, Reason, bitmap_of, indexes_of
-from crowdsurf.protocol.outcome import build_header, examine, heard, membership_changes, overlooked
+from crowdsurf.protocol.messages import Ban, Header, Kind, Reason, Reveal, bitmap_of, indexes_of
+from crowdsurf.protocol.outcome import Missing, build_header, examine, heard, membership_changes, overlooked, work_of
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, digest_of, refused
 from tests.protocol.swarm import FakeSigner, name, verify_mac
@@ -39,6 +40,11 @@ def transcript_without(step: CompleteStep, *leave_out: object) -> Transcript:
             if opened not in leave_out:
                 heard.add(opened)
     return heard
+
+
+def reveal_of(step: CompleteStep, member: int) -> Opened:
+    """The message in which a member opens its nonce."""
+    return next(said for said in step.transcript.own(step.peers[member]) if said.envelope.kind == Kind.REVEAL)
 
 
 def test_the_header_of_an_undisturbed_step_lacks_nothing() -> None:
@@ -119,9 +125,32 @@ def test_a_nonce_nobody_committed_to_is_refused() -> None:
     assert "member 0" in bad(consistent(STEP, nonces=nonces))
 
 
-def test_a_part_its_aggregator_did_not_sign_is_refused() -> None:
+def test_a_part_its_aggregator_is_not_known_to_have_signed_is_asked_for() -> None:
+    """Nobody votes for it; but its aggregator may have signed another one for others, who show it."""
     parts = (name("forged"), *STEP.header.parts[1:])
-    assert "part 0" in bad(consistent(STEP, parts=parts))
+    missing = examine(STEP.facts, STEP.transcript, STEP.blobs | {parts[0]}, consistent(STEP, parts=parts))
+    assert missing == Missing((parts[0],), ())
+    assert not missing.nothing
+
+
+def test_of_several_aggregates_where_they_are_not_checked_any_will_do() -> None:
+    """All that hold the same choose the same."""
+    peer, subject = STEP.aggregator(0), STEP.subject(0)
+    others = [msgspec.structs.replace(STEP.aggregate(0).payload, digest=name("other", number)) for number in range(4)]
+    heard = transcript_without(STEP)
+    for other in others:
+        heard.add_conflicting(STEP.say(peer, Kind.AGGREGATE, other, subject=subject))
+    blobs = STEP.blobs | {other.digest for other in others}
+    smallest = min(name("aggregate", 0), *(other.digest for other in others))
+    assert build_header(STEP.facts, heard, blobs, STEP.cut_name, STEP.cut).parts[0] == smallest
+    for digest in (name("aggregate", 0), others[0].digest):
+        header = consistent(STEP, parts=(digest, *STEP.header.parts[1:]))
+        assert examine(STEP.facts, heard, blobs, header).nothing
+        assert examine(STEP.facts, heard, blobs - {digest}, header) == Missing((), ((0, digest),))
+    void = consistent(STEP, parts=(b"", *STEP.header.parts[1:]))
+    for held in (blobs, blobs - {name("aggregate", 0)}):
+        assert overlooked(STEP.facts, heard, held, void) == [(STEP.peers[peer], "aggregate")]
+    assert overlooked(STEP.facts, heard, STEP.blobs - {name("aggregate", 0)}, void) == []
 
 
 def test_joins_and_leaves_that_do_not_follow_from_the_commits_are_refused() -> None:
@@ -250,8 +279,7 @@ def test_a_header_that_voids_the_step_overlooks_nonces_but_no_parts() -> None:
 
 
 def test_the_proposer_voids_all_parts_when_a_nonce_is_missing() -> None:
-    reveal = next(o for o in STEP.transcript.own(STEP.peers[2]) if o.envelope.kind == Kind.REVEAL)
-    header = build_header(STEP.facts, transcript_without(STEP, reveal), STEP.blobs, STEP.cut_name, STEP.cut)
+    header = build_header(STEP.facts, transcript_without(STEP, reveal_of(STEP, 2)), STEP.blobs, STEP.cut_name, STEP.cut)
     assert header.parts == (b"",) * 4
     assert [bool(nonce) for nonce in header.nonces] == [True, True, False, True]
     check_header(STEP.head, header, STEP.manifest)
@@ -260,10 +288,32 @@ def test_the_proposer_voids_all_parts_when_a_nonce_is_missing() -> None:
 def test_a_nonce_of_another_commit_than_the_cut_names_is_left_out_by_everybody() -> None:
     """A contributor that signs two commits and opens the other one must not be able to stop the step."""
     step = CompleteStep(4)
-    heard = transcript_without(step)
-    heard.reveals[step.peers[2]] = name("nonce of the other commit")
+    heard = transcript_without(step, reveal_of(step, 2))
+    heard.add(step.say(2, Kind.REVEAL, Reveal(step.cut_name, name("nonce of the other commit"))))
     header = build_header(step.facts, heard, step.blobs, step.cut_name, step.cut)
     assert [bool(nonce) for nonce in header.nonces] == [True, True, False, True]
     assert not any(header.parts)
     assert examine(step.facts, heard, step.blobs, header).nothing
     assert overlooked(step.facts, heard, step.blobs, header) == []
+
+
+def test_of_several_nonces_the_one_counts_that_opens_the_commit_of_the_cut_whichever_was_heard_first() -> None:
+    other = STEP.say(2, Kind.REVEAL, Reveal(STEP.cut_name, name("nonce of the other commit")))
+    right = reveal_of(STEP, 2)
+    heard = transcript_without(STEP, right)
+    heard.add(other)
+    assert work_of(STEP.facts, heard, STEP.blobs, STEP.header, right.sender)[:1] != [right]
+    heard.add_conflicting(right)
+    assert build_header(STEP.facts, heard, STEP.blobs, STEP.cut_name, STEP.cut) == STEP.header
+    without = consistent(STEP, nonces=(*STEP.header.nonces[:2], b"", STEP.header.nonces[3]), parts=(b"",) * 4)
+    assert overlooked(STEP.facts, heard, STEP.blobs, without) == [(right.sender, "reveal")]
+    assert right in work_of(STEP.facts, heard, STEP.blobs, without, right.sender)
+    assert other not in work_of(STEP.facts, heard, STEP.blobs, without, right.sender)
+
+
+def test_nonces_that_were_not_heard_are_asked_for_unless_others_may_have_voted_for_the_header() -> None:
+    """Members that each lack a nonce, or something else, learn it from each other's headers."""
+    heard = transcript_without(STEP, reveal_of(STEP, 2))
+    for header in (STEP.header, consistent(STEP, nonces=(b"", *STEP.header.nonces[1:]), parts=(b"",) * 4)):
+        assert examine(STEP.facts, heard, STEP.blobs, header) == Missing((STEP.cut_name,), ())
+        assert examine(STEP.facts, heard, STEP.blobs, header, is_bound=True).nothing

@@ -20,8 +20,10 @@ from crowdsurf.protocol.outcome import (
     enough_reveals,
     examine,
     heard_aggregates,
+    objections,
     opened_beacon,
     overlooked,
+    work_of,
 )
 from crowdsurf.protocol.projection import Line
 from crowdsurf.protocol.scrutiny import INSISTING, Scrutiny
@@ -114,10 +116,9 @@ def test_a_part_without_projection_does_not_count() -> None:
         {"lines": ((0.5, 0.0, 0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 3)},
         {"norm": 5.0},
         {"aggregate": name("another")},
-        {"included": b"\7", "lines": ((0.0, 0.0, 0.0, 1.0),) * 3},
         {"absent": 1, "lines": ((0.0, 0.0, 0.0, 1.0),) * 5},
     ],
-    ids=["unbalanced", "too long", "another aggregate", "others included", "nobody is absent"],
+    ids=["unbalanced", "too long", "another aggregate", "nobody is absent"],
 )
 def test_a_part_whose_projection_proves_nothing_does_not_count(changes: dict[str, Any]) -> None:
     bad = shown(**changes)
@@ -128,6 +129,46 @@ def test_a_part_whose_projection_proves_nothing_does_not_count(changes: dict[str
     header = msgspec.structs.replace(STEP.header, projections=(bad.digest, *STEP.header.projections[1:]))
     why = refused(lambda: judge(transcript, header, scrutiny), Code.BAD_OUTCOME)
     assert "nothing vouches for the aggregate of part 0" in why
+
+
+FEWER = shown(included=b"\7", absent=1, lines=((0.0, 0.0, 0.0, 1.0),) * 4)
+"""A projection that is right if the aggregate includes three of the four."""
+
+
+def of_fewer() -> Opened:
+    """The same aggregate, said to include three of the four."""
+    aggregate = Aggregate(STEP.cut_name, 0, NAMES[0], b"\7")
+    return STEP.say(STEP.aggregator(0), Kind.AGGREGATE, aggregate, 0, STEP.subject(0))
+
+
+def test_a_part_whose_projection_includes_others_does_not_count_and_the_aggregate_is_asked_for() -> None:
+    """Its author may have signed another one, with the same bytes, for others."""
+    transcript = heard(FEWER, without=[SHOWN])
+    assert_does_not_count(transcript)
+    header = msgspec.structs.replace(STEP.header, projections=(FEWER.digest, *STEP.header.projections[1:]))
+    assert judge(transcript, header) == Missing((NAMES[0],), ())
+    named = STEP.transcript.find(NAMES[0])
+    assert set(said(Kind.AGGREGATE, 0)) <= set(named)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_an_aggregate_that_is_said_to_include_some_and_others_neither_counts(order: int) -> None:
+    """Else who it includes could be chosen when the beacon is known. It is shown why; what others voted for stays."""
+    both = [said(Kind.AGGREGATE, 0)[0], of_fewer()][::order]
+    transcript = heard(both[0], without=said(Kind.AGGREGATE, 0))
+    transcript.add_conflicting(FEWER)
+    assert objections(STEP.facts, transcript, STEP.cut_name) == []
+    assert transcript.add_conflicting(both[1])
+    assert not transcript.add_conflicting(both[1])
+    assert transcript.find(NAMES[0]) == both
+    assert_does_not_count(transcript)
+    assert objections(STEP.facts, transcript, STEP.cut_name) == both
+    for projection in (SHOWN, FEWER):
+        header = msgspec.structs.replace(STEP.header, projections=(projection.digest, *STEP.header.projections[1:]))
+        refused(lambda header=header: judge(transcript, header), Code.LOCKED)  # type: ignore[misc]
+        assert examine(STEP.facts, transcript, STEP.blobs, header, scrutiny=looked_at(), is_bound=True).nothing
+        grounds = transcript.grounds(header, STEP.peers, STEP.facts.duties(STEP.cut))
+        assert {*both, projection} <= set(grounds)
 
 
 def test_a_projection_of_somebody_else_vouches_for_nothing() -> None:
@@ -306,3 +347,24 @@ def test_the_grounds_of_a_later_views_header_have_nonces_that_were_opened_for_an
     assert reveal in heard.grounds(header, STEP.peers, STEP.facts.duties(STEP.cut))
     unused = msgspec.structs.replace(header, nonces=(b"",) * 4)
     assert reveal not in heard.grounds(unused, STEP.peers, STEP.facts.duties(STEP.cut))
+
+
+def test_of_several_projections_any_one_that_is_right_will_do_whichever_was_heard_first() -> None:
+    """One that adds up to nothing of use was heard first. A header may name any other, and all know the same one."""
+    bad = shown(lines=((0.5, 0.0, 0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 3))
+    good = [SHOWN, shown(lines=((0.0, 0.0, 0.0, 1.0), (0.0, 0.0, -0.0, 1.0), *((0.0, 0.0, 0.0, 1.0),) * 2))]
+    assert good[0].digest != good[1].digest
+    first = min(good, key=lambda one: one.digest)
+    for order in (good, good[::-1]):
+        transcript = heard(bad, without=[SHOWN])
+        for one in order:
+            transcript.add_conflicting(one)
+        header = built(transcript, looked_at())
+        assert header.projections[0] == first.digest
+        assert overlooked(STEP.facts, transcript, STEP.blobs, void_first(), looked_at()) == [(AGGREGATOR, "aggregate")]
+        sent = work_of(STEP.facts, transcript, STEP.blobs, void_first(), AGGREGATOR, looked_at())
+        assert first in sent
+        assert bad not in sent
+        for one in good:
+            named = msgspec.structs.replace(header, projections=(one.digest, *header.projections[1:]))
+            assert judge(transcript, named).nothing

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from crowdsurf.protocol import limits, transcript
+from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import objection_to, subject_of
 from crowdsurf.protocol.envelope import is_equivocation
 from crowdsurf.protocol.errors import Code
@@ -92,6 +95,26 @@ def test_messages_are_found_by_what_names_them() -> None:
     assert heard.header(STEP.cut_name) is None
     assert heard.proposal(STEP.peers[0], 0) == STEP.say(0, Kind.PROPOSAL, STEP.cut)
     assert heard.proposal(STEP.peers[1], 0) is None
+
+
+def test_with_the_reveals_of_a_cut_come_the_commits_that_it_does_not_name() -> None:
+    """Whoever has accepted the cut may not have heard them, and believes no reveal without its commit."""
+    heard, other = Transcript(), name("other nonce")
+    for peer in CHECKED.peers:
+        for opened in CHECKED.transcript.own(peer):
+            heard.add(opened)
+    commit = msgspec.structs.replace(CHECKED.commit(1, {}, {}), nonce_digest=nonce_digest(other))
+    second, reveal = CHECKED.say(1, Kind.COMMIT, commit), CHECKED.say(1, Kind.REVEAL, Reveal(CHECKED.cut_name, other))
+    assert not heard.opens_commit(second.sender, commit.nonce_digest)
+    assert heard.add_conflicting(second)
+    assert heard.opens_commit(second.sender, commit.nonce_digest)
+    assert second not in heard.find(CHECKED.cut_name)  # nobody needs it
+    assert heard.add_conflicting(reveal)
+    found = heard.find(CHECKED.cut_name)
+    assert found.index(second) < found.index(reveal)
+    assert [one for one in found if one.envelope.kind == Kind.COMMIT] == [second]
+    duties = CHECKED.facts.duties(CHECKED.cut)
+    assert {second, reveal} <= set(heard.grounds(CHECKED.header, CHECKED.peers, duties))
 
 
 def test_a_commit_counts_only_for_the_member_that_signed_it() -> None:

@@ -226,7 +226,12 @@ def takes_any_nonce(patch: Patch) -> None:
     """A nonce is not compared with the one committed to."""
     patch.setattr(checks, "check_reveal", nothing)
     patch.setattr(outcome, "_check_nonces", nothing)
-    patch.setattr(outcome, "_opened_nonce", lambda facts, said, _, index: said.reveals.get(facts.peers[index], b""))
+
+    def first_nonce(facts: Any, said: Any, _: Any, index: int) -> bytes:
+        reveals = said.reveals.get(facts.peers[index], {}).values()
+        return next((one.payload.nonce for one in reveals), b"")
+
+    patch.setattr(outcome, "_opened_nonce", first_nonce)
 
 
 @defect("header_follows", liar=liars.StartsElsewhere)
