@@ -183,10 +183,13 @@ def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest
 
 
 def _projections_ok(header: Header, manifest: Manifest) -> bool:
-    """One for every part that counts, where aggregates are checked; else nothing."""
+    """One for every part that counts, where aggregates are checked, and maybe one for a part that is void because
+    somebody objects; else nothing, as in a void step."""
     if clipping_of(manifest) is None:
         return not header.projections
-    return [bool(name) for name in header.parts] == [bool(name) for name in header.projections]
+    if len(header.projections) != len(header.parts) or (any(header.projections) and withheld(header)):
+        return False
+    return all(shown or not name for name, shown in zip(header.parts, header.projections, strict=True))
 
 
 def _excused_ok(head: Head, header: Header) -> bool:

@@ -20,7 +20,7 @@ from crowdsurf.protocol.chain import Head, check_header, following_roster
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Projection, bitmap_of, indexes_of
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
@@ -155,7 +155,7 @@ def counting(
 ) -> list[tuple[bytes, bytes]]:
     """For each of these parts its aggregate, and the projection that vouches for it, as far as this member is content
     with them, if claims are off by no more than so many times what honest computations can differ by; both empty if it
-    is not (SPEC R-4.20, R-5.4)."""
+    is not, the aggregate alone if nothing is wrong but that somebody objects (SPEC R-4.20, R-5.4, R-5.5)."""
     duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
         said = [transcript.aggregate(cut_name, part, duties[part]) for part in parts]
@@ -169,11 +169,13 @@ def counting(
         if beacon is None or aggregate is None or shown is None or name not in blobs:
             found.append(nothing)
             continue
-        wrong = not scrutiny.is_known(part, aggregate.digest, beacon)
-        wrong = wrong or scrutiny.is_unproven(shown, aggregate, commits) or scrutiny.is_false(shown, beacon, times)
-        wrong = wrong or not facts.may_include(cut, aggregate)
-        wrong = wrong or is_objected(facts, transcript, cut_name, cut, aggregator)
-        found.append(nothing if wrong else (aggregate.digest, shown.digest))
+        if scrutiny.is_unproven(shown, aggregate, commits) or not facts.may_include(cut, aggregate):
+            found.append(nothing)
+        elif is_objected(facts, transcript, cut_name, cut, aggregator):
+            found.append((b"", shown.digest))
+        else:
+            wrong = not scrutiny.is_known(part, aggregate.digest, beacon) or scrutiny.is_false(shown, beacon, times)
+            found.append(nothing if wrong else (aggregate.digest, shown.digest))
     return found
 
 
@@ -331,6 +333,10 @@ def _missing_proofs(
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
+            if header.projections[part] and not is_bound:
+                lacked = _missing_objected(facts, transcript, blobs, header, cut, scrutiny, part)
+                messages.extend(lacked.messages)
+                lacking.extend(lacked.blobs)
             continue
         if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
             messages.append(Digest(header.cut))  # others may have heard more reveals: they come with it
@@ -360,6 +366,33 @@ def _missing_proofs(
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 
 
+def _missing_objected(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    cut: Cut,
+    scrutiny: Scrutiny,
+    part: int,
+) -> Missing:
+    """What is lacking to see that a void part would count if nobody objected. Raises Refusal if it would not, or if
+    nobody does: then its aggregator is to blame."""
+    aggregator = facts.duties(cut)[part]
+    shown = transcript.projection_with(header.projections[part], aggregator)
+    if shown is None or not isinstance(shown.payload, Projection):
+        return Missing((Digest(header.projections[part]),), ())
+    name = Digest(shown.payload.aggregate)
+    if len(transcript.witnesses(header.cut, part).get(name, ())) < enough_reveals(facts):
+        return Missing((Digest(header.cut),), ())
+    lacks_message = transcript.aggregate_with(header.cut, part, aggregator, name) is None
+    if lacks_message or name not in blobs:
+        return Missing((name,) if lacks_message else (), () if name in blobs else ((part, name),))
+    own = counting(facts, transcript, blobs, Digest(header.cut), cut, [part], scrutiny, ACCEPTING)[0]
+    if own[0] or not own[1]:
+        raise Refusal(Code.LOCKED, f"part {part} is not void because of an objection")
+    return Missing((), ())
+
+
 def overlooked(
     facts: StepFacts,
     transcript: Transcript,
@@ -378,7 +411,10 @@ def overlooked(
     void = [] if withheld(header) else [part for part, name in enumerate(header.parts) if not name]
     held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny, INSISTING) if void else []
     duties = facts.duties(cut)
-    dropped = [(duties[part], "aggregate") for part, (name, _) in zip(void, held, strict=True) if name]
+    dropped = []
+    for part, (name, shown) in zip(void, held, strict=True):
+        if name or (shown and not header.projections[part] and scrutiny is not None):
+            dropped.append((duties[part], "aggregate" if name else "projection"))
     commits = transcript.commits_in(cut, facts.peers)
     for index in commits:
         if not header.nonces[index] and _opened_nonce(facts, transcript, commits, index):

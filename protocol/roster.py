@@ -132,7 +132,7 @@ def blamed(roster: Roster, header: Header) -> frozenset[int]:
 def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
     """The roster after a certified header (SPEC R-7.2); `aggregators`: the member index for each part."""
     silent, at_fault = withheld(header), blamed(roster, header)
-    failed = set() if silent else {index for part, index in enumerate(aggregators) if not header.parts[part]}
+    failed = set() if silent else {index for part, index in enumerate(aggregators) if _is_failure(header, part)}
     contributors = set(indexes_of(header.contributors))
     present = contributors - failed - silent
     excused = set(indexes_of(header.excused))
@@ -157,6 +157,12 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     stay += [Member(peer, header.step + 1) for peer in header.joined]
     banned = (*roster.banned, *(ban.peer for ban in header.bans))[-limits.BANNED_MAX :]
     return Roster(tuple(sorted(stay, key=lambda m: m.peer)), banned, _resting(roster, rests, header.step + 1))
+
+
+def _is_failure(header: Header, part: int) -> bool:
+    """Whether a part is void for want of something that its aggregator owes. Whoever has published all of it, and is
+    objected to, has done its part: one of the two is banned, and liars could otherwise have everybody honest rest."""
+    return not header.parts[part] and not (header.projections and header.projections[part])
 
 
 def _resting(roster: Roster, rests: set[bytes], step: int) -> tuple[Resting, ...]:
