@@ -122,16 +122,16 @@ def withheld(header: Header) -> frozenset[int]:
     return frozenset(index for index, nonce in enumerate(header.nonces) if contributors >> index & 1 and not nonce)
 
 
-def blamed(roster: Roster, header: Header) -> frozenset[int]:
-    """Who has to leave for not having opened its nonce: nobody if so few did that not peers but the network failed."""
+def blamed(header: Header) -> frozenset[int]:
+    """Who has to leave for not having opened its nonce: nobody if half of the contributors did not, for then not peers
+    but the network failed. Not half of the members: a liar that proposes leaves so many out that nobody were to blame."""
     silent = withheld(header)
-    opened = len(indexes_of(header.contributors)) - len(silent)
-    return silent if 2 * opened > len(roster) else frozenset()
+    return silent if 2 * len(silent) < len(indexes_of(header.contributors)) else frozenset()
 
 
 def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
     """The roster after a certified header (SPEC R-7.2); `aggregators`: the member index for each part."""
-    silent, at_fault = withheld(header), blamed(roster, header)
+    silent, at_fault = withheld(header), blamed(header)
     failed = set() if silent else {index for part, index in enumerate(aggregators) if _is_failure(header, part)}
     contributors = set(indexes_of(header.contributors))
     present = contributors - failed - silent

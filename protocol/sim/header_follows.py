@@ -403,7 +403,7 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
     old, contributors, after = before.members, indexes_of(header.contributors), header.step + 1
     banned = [ban.peer for ban in header.bans]
     silent = {index for index in contributors if not header.nonces[index]}
-    guilty = silent if len(contributors) - len(silent) > len(old) / 2 else set()
+    guilty = silent if len(silent) < len(contributors) / 2 else set()
     duties = assignment.aggregators(before.beacon, tuple(contributors), len(old))
     done = [any(names) for names in zip_longest(header.parts, header.projections, fillvalue=b"")]
     lazy = set() if silent else {index for part, index in enumerate(duties) if not done[part]}
@@ -457,8 +457,7 @@ def _next_validators(
         more = assignment.several_each(drawn, free, len(owed), len(members) // 2 - len(first))
     left = [one for one, group in zip(owed, more, strict=True) if not group]
     left = [one for one in left if header.step - one[0] < limits.OWED_STEPS]
-    opened = len(there) - len(silent)
-    if rate and opened > len(before.members) / 2:
+    if rate:
         hidden = [before.members[index].peer for index in silent]
         left += [(header.step, peer) for peer in hidden if peer not in before.validators]
     return frozenset((*first, *(peer for group in more for peer in group))), tuple(left)

@@ -120,12 +120,17 @@ def test_who_is_in_the_step_and_opens_nothing_withholds() -> None:
     assert withheld(absent) == {3}
 
 
-def test_who_withholds_its_nonce_is_blamed_if_more_than_half_of_the_members_opened_theirs() -> None:
-    roster = STEP.head.roster
-    assert blamed(roster, header_with(**silent(2))) == {2}
-    assert blamed(roster, header_with(**silent(2, 3))) == frozenset()
+def test_who_withholds_its_nonce_is_blamed_if_more_than_half_of_the_contributors_opened_theirs() -> None:
+    """In a cut of a bare quorum, too: whoever proposes it would have its friends withhold what they like."""
+    assert blamed(header_with(**silent(2))) == {2}
+    assert blamed(header_with(**silent(2, 3))) == frozenset()
     few = header_with(contributors=bitmap_of([0, 1, 2], 4), **silent(2))
-    assert blamed(roster, few) == frozenset()
+    assert blamed(few) == {2}
+    for size in range(2, 17):
+        for contributors in range(quorum_of(size, "majority"), size + 1):
+            bits = bitmap_of(range(contributors), size)
+            nonces = (b"", *(bytes(32) for _ in range(contributors - 1)), *(b"" for _ in range(size - contributors)))
+            assert blamed(header_with(contributors=bits, nonces=nonces)) == ({0} if contributors > 2 else set())
 
 
 def test_who_is_blamed_rests_at_once_and_nobody_gets_strikes_for_parts_of_a_void_step() -> None:
