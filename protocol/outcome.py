@@ -325,7 +325,9 @@ def _missing_proofs(
 ) -> Missing:
     """As `_missing_aggregates`, where aggregates are checked: what is lacking to be content with every part that
     counts. Raises Refusal for a part that must not count."""
-    messages, lacking, unchecked = [], [], []
+    messages: list[Digest] = []
+    lacking: list[tuple[int, Digest]] = []
+    unchecked = []
     commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
     if any(header.nonces[index] and facts.peers[index] not in transcript.reveals for index, _ in cut.commits):
         # A nonce that is opened in a header alone gives nobody the time to look at aggregates.

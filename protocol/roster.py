@@ -124,7 +124,7 @@ def withheld(header: Header) -> frozenset[int]:
 
 def blamed(header: Header) -> frozenset[int]:
     """Who has to leave for not having opened its nonce: nobody if half of the contributors did not, for then not peers
-    but the network failed. Not half of the members: a liar that proposes leaves so many out that nobody were to blame."""
+    but the network failed. Not half of the members: a liar that proposes could leave out so many that nobody is."""
     silent = withheld(header)
     return silent if 2 * len(silent) < len(indexes_of(header.contributors)) else frozenset()
 
