@@ -70,6 +70,8 @@ class Auditor:
         self.effects: list[Effect] = []
         self._said: set[Slot] = set()
         """In this step."""
+        self._postponed: dict[bytes, Accusation] = {}
+        """What this peer has accused others of and there was no room for; it says so again."""
         self._asked: set[Digest] = set()
         """Cases, in this step."""
         self._findings: dict[tuple[int, PeerId], Digest] = {}
@@ -143,6 +145,7 @@ class Auditor:
             if said is not None:
                 with contextlib.suppress(Refusal):  # said before a restart, and heard again from somebody
                     self.tribunal.judge(said)
+        self.effects += self.tribunal.to_judge_next(found)
 
     def on_finding(self, event: FindingKnown, head: Head) -> None:
         """What the validator of this peer's work must have found; it is compared when its step is certified, or now if
@@ -167,6 +170,7 @@ class Auditor:
         }
         for audit in self._uncompared:
             self._compare(audit, head)
+        self._accuse_again(head)
         for envelope in self.tribunal.said_by(self._me):
             self.effects.append(SendEnvelope(_others(head, self._me), envelope))
         cut = transcript.cut(header.cut) if transcript is not None else None
@@ -272,8 +276,18 @@ class Auditor:
     def _accuse(self, accusation: Accusation, head: Head) -> None:
         said = self._say(Kind.ACCUSATION, subject_of(accusation), accusation, head)
         if said is not None:
-            with contextlib.suppress(Refusal):  # somebody was faster, or there are too many cases
+            try:
                 self.effects += self.tribunal.accuse(said, head.roster)
+            except Refusal as refusal:  # somebody was faster, or this peer has too many open cases
+                if refusal.code is Code.QUEUE_FULL:
+                    self._postponed[subject_of(accusation)] = accusation
+
+    def _accuse_again(self, head: Head) -> None:
+        """Say again what there was no room for, while it can be judged."""
+        postponed, self._postponed = self._postponed, {}
+        for accusation in postponed.values():
+            if accusation.step + limits.CASE_STEPS >= head.step and accusation.accused not in head.roster.outlaws:
+                self._accuse(accusation, head)
 
     def _say(self, kind: Kind, subject: bytes, payload: Payload, head: Head) -> Opened | None:
         """Sign and broadcast something about a case, once in a step; members alone are heard."""

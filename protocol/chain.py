@@ -27,7 +27,7 @@ from crowdsurf.protocol.messages import (
     payload_digest,
 )
 from crowdsurf.protocol.projection import clipping_of
-from crowdsurf.protocol.roster import Roster, blamed, founding_roster, next_roster, quorum_of, withheld
+from crowdsurf.protocol.roster import Roster, founding_roster, next_roster, quorum_of, withheld
 
 
 class Audit(NamedTuple):
@@ -45,7 +45,7 @@ class Audit(NamedTuple):
 
 
 class Owed(NamedTuple):
-    """Work in a void step by somebody that did not open its nonce. It saw what the beacon would have been, so it may
+    """Work in a void step by somebody that did not open its nonce. It saw what the beacon would have been, and may
     have dodged an audit: its work is looked at by several as soon as there is a beacon it could not foresee."""
 
     target: PeerId
@@ -118,11 +118,11 @@ def following_audits(head: Head, header: Header, roster: Roster, rate: float) ->
 
 
 def owed_after(head: Head, header: Header, audits: tuple[Audit, ...] = ()) -> tuple[Owed, ...]:
-    """Work that still has to be looked at after a header that draws these audits (SPEC R-4.40). Validators have done
-    none."""
-    at_fault, idle = blamed(head.roster, header), {audit.validator for audit in head.audits}
+    """Work that still has to be looked at after a header that draws these audits (SPEC R-4.40): that of all who kept
+    silent, whether they are blamed for it or not. Validators have done none."""
+    silent, idle = withheld(header), {audit.validator for audit in head.audits}
     looked_at = {(audit.target, audit.step) for audit in audits}
-    peers = [head.roster.peers[index] for index in sorted(at_fault)]
+    peers = [head.roster.peers[index] for index in sorted(silent)]
     parts, state = len(head.roster), Digest(header.state)
     new = [
         Owed(peer, header.step, assignment.work_seed(head.beacon, peer), parts, state)
@@ -184,10 +184,13 @@ def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest
 
 
 def _projections_ok(header: Header, manifest: Manifest) -> bool:
-    """One for every part that counts, where aggregates are checked; else nothing."""
+    """One for every part that counts, where aggregates are checked, and maybe one for a part that is void because
+    somebody objects; else nothing, as in a void step."""
     if clipping_of(manifest) is None:
         return not header.projections
-    return [bool(name) for name in header.parts] == [bool(name) for name in header.projections]
+    if len(header.projections) != len(header.parts) or (any(header.projections) and withheld(header)):
+        return False
+    return all(shown or not name for name, shown in zip(header.parts, header.projections, strict=True))
 
 
 def _excused_ok(head: Head, header: Header) -> bool:

@@ -52,7 +52,7 @@ VIEWS_MAX = 1 << 16
 """Views of one step. Back-off doubles the wait, so an honest swarm never gets near."""
 
 EVIDENCE_MAX = 256
-"""Cases a peer keeps open at once, one for every member; those that are decided or too old make room."""
+"""Pairs of contradicting messages a peer keeps, and cases it asks for in one step: one for every member."""
 
 CASE_STEPS = 8
 """A case can be opened and judged in this many steps after the one it is about; what it takes is kept no longer."""
@@ -64,6 +64,10 @@ a little longer."""
 CASES_PER_ACCUSER_MAX = 2 * (CASE_STEPS + 1)
 """Open cases of one accuser that somebody has to recompute: in every step it can be one validator and one target, so
 nobody who is drawn honestly gets beyond it."""
+
+CASES_MAX = ROSTER_PEERS_MAX * (CASES_PER_ACCUSER_MAX + 1)
+"""Cases a peer keeps open at once: every member's share of disputes, and a proof against each. So nobody's cases crowd
+out another's, however many liars accuse; those that are decided or too old make room."""
 
 BANS_PER_HEADER_MAX = 32
 """Peers banned by one header; more wait for the next."""

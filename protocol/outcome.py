@@ -157,7 +157,7 @@ def counting(
 ) -> list[tuple[bytes, bytes]]:
     """For each of these parts its aggregate, and the projection that vouches for it, as far as this member is content
     with them, if claims are off by no more than so many times what honest computations can differ by; both empty if it
-    is not (SPEC R-4.20, R-5.4)."""
+    is not, the projection alone if nothing is wrong but that somebody objects (SPEC R-4.20, R-5.4, R-5.5)."""
     duties, nothing = facts.duties(cut), (b"", b"")
     if scrutiny is None:
         names = [transcript.aggregates_said(cut_name, part, duties[part]) for part in parts]
@@ -170,13 +170,18 @@ def counting(
         aggregate = transcript.aggregate_with(cut_name, part, aggregator, name) if name is not None else None
         if beacon is None or aggregate is None or aggregate.digest not in blobs:
             continue
-        wrong = not scrutiny.is_known(part, aggregate.digest, beacon) or not facts.may_include(cut, aggregate)
-        if wrong or is_disputed(facts, transcript, cut_name, cut, part, aggregate.digest):
+        if not facts.may_include(cut, aggregate) or _is_ambiguous(
+            transcript, cut_name, part, aggregator, aggregate.digest
+        ):
             continue
+        objected = is_objected(facts, transcript, cut_name, cut, aggregator)
+        is_known = scrutiny.is_known(part, aggregate.digest, beacon)
         # Of a liar that signed several, any that is right will do; all that know the same choose the same.
         for shown in sorted(transcript.projections_said(cut_name, part, aggregator), key=lambda said: said.digest):
-            if not scrutiny.is_unproven(shown, aggregate, commits) and not scrutiny.is_false(shown, beacon, times):
-                found[-1] = (aggregate.digest, shown.digest)
+            if scrutiny.is_unproven(shown, aggregate, commits):
+                continue
+            if objected or (is_known and not scrutiny.is_false(shown, beacon, times)):
+                found[-1] = (b"" if objected else aggregate.digest, shown.digest)
                 break
     return found
 
@@ -206,8 +211,12 @@ def is_disputed(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut,
     """Whether something speaks against a part that only those know who have heard it: an objection, or that its
     aggregator has signed of one aggregate that it includes some, and others (SPEC R-5.4)."""
     aggregator = facts.duties(cut)[part]
-    is_ambiguous = len(transcript.messages_with(name, part, aggregator, aggregate)) > 1
+    is_ambiguous = _is_ambiguous(transcript, name, part, aggregator, aggregate)
     return is_ambiguous or is_objected(facts, transcript, name, cut, aggregator)
+
+
+def _is_ambiguous(transcript: Transcript, name: bytes, part: int, aggregator: PeerId, aggregate: bytes) -> bool:
+    return len(transcript.messages_with(name, part, aggregator, aggregate)) > 1
 
 
 def objections(facts: StepFacts, transcript: Transcript, name: Digest) -> list[Opened]:
@@ -360,11 +369,17 @@ def _missing_proofs(
 ) -> Missing:
     """As `_missing_aggregates`, where aggregates are checked: what is lacking to be content with every part that
     counts. Raises Refusal for a part that must not count."""
-    messages, lacking, unchecked = [], [], []
+    messages: list[Digest] = []
+    lacking: list[tuple[int, Digest]] = []
+    unchecked = []
     commits, enough = transcript.commits_in(cut, facts.peers), enough_reveals(facts)
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
+            if header.projections[part] and not is_bound:
+                lacked = _missing_objected(facts, transcript, blobs, header, cut, scrutiny, part)
+                messages.extend(lacked.messages)
+                lacking.extend(lacked.blobs)
             continue
         if len(transcript.witnesses(header.cut, part).get(name, ())) < enough:
             messages.append(Digest(header.cut))  # others may have heard more reveals: they come with it
@@ -395,6 +410,33 @@ def _missing_proofs(
     return Missing(tuple(dict.fromkeys(messages)), tuple(lacking), tuple(unchecked))
 
 
+def _missing_objected(
+    facts: StepFacts,
+    transcript: Transcript,
+    blobs: set[bytes],
+    header: Header,
+    cut: Cut,
+    scrutiny: Scrutiny,
+    part: int,
+) -> Missing:
+    """What is lacking to see that a void part would count if nobody objected. Raises Refusal if it would not, or if
+    nobody does: then its aggregator is to blame."""
+    aggregator = facts.duties(cut)[part]
+    shown = transcript.projection_with(header.projections[part], aggregator)
+    if shown is None or not isinstance(shown.payload, Projection):
+        return Missing((Digest(header.projections[part]),), ())
+    name = Digest(shown.payload.aggregate)
+    if len(transcript.witnesses(header.cut, part).get(name, ())) < enough_reveals(facts):
+        return Missing((Digest(header.cut),), ())
+    lacks_message = transcript.aggregate_with(header.cut, part, aggregator, name) is None
+    if lacks_message or name not in blobs:
+        return Missing((name,) if lacks_message else (), () if name in blobs else ((part, name),))
+    own = counting(facts, transcript, blobs, Digest(header.cut), cut, [part], scrutiny, ACCEPTING)[0]
+    if own[0] or not own[1]:
+        raise Refusal(Code.LOCKED, f"part {part} is not void because of an objection")
+    return Missing((), ())
+
+
 def work_of(
     facts: StepFacts,
     transcript: Transcript,
@@ -414,9 +456,11 @@ def work_of(
     parts = [part for part, aggregator in enumerate(facts.duties(cut)) if aggregator == peer]
     held = counting(facts, transcript, blobs, Digest(header.cut), cut, parts, scrutiny, INSISTING)
     for part, (aggregate, projection) in zip(parts, held, strict=True):
-        found += transcript.messages_with(header.cut, part, peer, aggregate)
         shown = transcript.projection_with(projection, peer)
-        found += [shown] if shown is not None else []
+        if shown is not None and isinstance(shown.payload, Projection):
+            found.append(shown)
+            aggregate = aggregate or shown.payload.aggregate
+        found += transcript.messages_with(header.cut, part, peer, aggregate)
     return found
 
 
@@ -438,7 +482,10 @@ def overlooked(
     void = [] if withheld(header) else [part for part, name in enumerate(header.parts) if not name]
     held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny, INSISTING) if void else []
     duties = facts.duties(cut)
-    dropped = [(duties[part], "aggregate") for part, (name, _) in zip(void, held, strict=True) if name]
+    dropped = []
+    for part, (name, shown) in zip(void, held, strict=True):
+        if name or (shown and not header.projections[part] and scrutiny is not None):
+            dropped.append((duties[part], "aggregate" if name else "projection"))
     commits = transcript.commits_in(cut, facts.peers)
     for index in commits:
         if not header.nonces[index] and _opened_nonce(facts, transcript, commits, index):

@@ -122,17 +122,17 @@ def withheld(header: Header) -> frozenset[int]:
     return frozenset(index for index, nonce in enumerate(header.nonces) if contributors >> index & 1 and not nonce)
 
 
-def blamed(roster: Roster, header: Header) -> frozenset[int]:
-    """Who has to leave for not having opened its nonce: nobody if so few did that not peers but the network failed."""
+def blamed(header: Header) -> frozenset[int]:
+    """Who has to leave for not having opened its nonce: nobody if half of the contributors did not, for then not peers
+    but the network failed. Not half of the members: a liar that proposes could leave out so many that nobody is."""
     silent = withheld(header)
-    opened = len(indexes_of(header.contributors)) - len(silent)
-    return silent if 2 * opened > len(roster) else frozenset()
+    return silent if 2 * len(silent) < len(indexes_of(header.contributors)) else frozenset()
 
 
 def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
     """The roster after a certified header (SPEC R-7.2); `aggregators`: the member index for each part."""
-    silent, at_fault = withheld(header), blamed(roster, header)
-    failed = set() if silent else {index for part, index in enumerate(aggregators) if not header.parts[part]}
+    silent, at_fault = withheld(header), blamed(header)
+    failed = set() if silent else {index for part, index in enumerate(aggregators) if _is_failure(header, part)}
     contributors = set(indexes_of(header.contributors))
     present = contributors - failed - silent
     excused, heard = set(indexes_of(header.excused)), set(indexes_of(header.heard)) - contributors
@@ -159,6 +159,12 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     stay += [Member(peer, header.step + 1) for peer in header.joined]
     banned = (*roster.banned, *(ban.peer for ban in header.bans))[-limits.BANNED_MAX :]
     return Roster(tuple(sorted(stay, key=lambda m: m.peer)), banned, _resting(roster, rests, header.step + 1))
+
+
+def _is_failure(header: Header, part: int) -> bool:
+    """Whether a part is void for want of something that its aggregator owes. Whoever has published all of it, and is
+    objected to, has done its part: one of the two is banned, and liars could otherwise have everybody honest rest."""
+    return not header.parts[part] and not (header.projections and header.projections[part])
 
 
 def _resting(roster: Roster, rests: set[bytes], step: int) -> tuple[Resting, ...]:

@@ -45,7 +45,7 @@ class Case:
     guilty: PeerId | None = None
     """What this member found itself."""
     attempts: int = 0
-    """How often it has asked for the bytes in question, where machines differ."""
+    """How often it has had the work computed, or, where machines differ, asked for the bytes in question."""
     verdicts: dict[PeerId, Opened] = field(default_factory=dict)
 
     @property
@@ -75,6 +75,14 @@ class Case:
         return next((guilty for guilty, count in counts.items() if count >= quorum), None)
 
 
+Unit = tuple[int, Digest, PeerId]
+"""A work unit that is done again: its step, its seed, and whose finding over it is wanted."""
+
+
+def _unit_of(audit: Audit) -> Unit:
+    return audit.step, audit.seed, audit.validator
+
+
 class Tribunal:
     """Cases of the last `CASE_STEPS` steps."""
 
@@ -96,6 +104,8 @@ class Tribunal:
         self._step = 0
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._cases: dict[bytes, Case] = {}
+        self._computing: set[Unit] = set()
+        """Work that is being done again for cases; others about it wait for that."""
 
     # --- what is known of past steps ---------------------------------------------------------------------
 
@@ -114,6 +124,7 @@ class Tribunal:
         """Drop what is too old at `step` to be judged, and what has led to a ban."""
         self._records = OrderedDict((s, r) for s, r in self._records.items() if s >= step - limits.CASE_STEPS)
         self._step, oldest = step, step - limits.CASE_STEPS
+        self._computing.clear()  # what was not answered in a step may have failed
         self._cases = {
             name: case
             for name, case in self._cases.items()
@@ -149,7 +160,7 @@ class Tribunal:
         if opened.sender in roster.outlaws:
             raise Refusal(Code.BANNED, "whoever says so is banned, and proves nothing")
         unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
-        if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.EVIDENCE_MAX:
+        if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.CASES_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many open cases")
         return self._open_disputed(opened, accusation)
 
@@ -182,20 +193,56 @@ class Tribunal:
             case.attempts += 1
             wanted_bytes = comparison(record, audit, case.attempts - 1, self._patience(), projection)
             return [wanted_bytes] if wanted_bytes is not None else []
-        wanted = [b""] * audit.parts
-        if projection is not None and projection.part < audit.parts:
-            wanted[projection.part] = projection.aggregate
-        wanted = wanted if projection is not None else []
-        asked, beacon = tuple(wanted), record.header.beacon if wanted else b""
+        return self._compute_once(audit, record)
+
+    def _compute_once(self, audit: Audit, record: Record) -> list[RecomputeWork]:
+        """Do a work unit again for all cases that wait for it; once at a time, and one aggregate of each part."""
+        unit = _unit_of(audit)
+        waiting = [case for case in self._cases.values() if self._waits_for(case, unit)]
+        if unit in self._computing or not waiting:
+            return []
+        wanted: dict[int, bytes] = {}
+        for case in waiting:
+            said = case.question.projection if case.question is not None else None
+            if (
+                said is None
+                or said.part >= audit.parts
+                or wanted.setdefault(said.part, said.aggregate) == said.aggregate
+            ):
+                case.attempts += 1
+        asked = tuple(wanted.get(part, b"") for part in range(audit.parts)) if wanted else ()
+        beacon = record.header.beacon if wanted else b""
+        self._computing.add(unit)
         return [RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator, asked, beacon)]
 
+    def _waits_for(self, case: Case, unit: Unit) -> bool:
+        """Whether a dispute is about a work unit and nobody was asked to compute it for its sake."""
+        if case.question is None or case.guilty is not None or case.attempts or self._needs_bytes(case):
+            return False
+        return _unit_of(case.question.audit) == unit
+
     def to_judge_again(self) -> list[RecomputeWork]:
-        """What has to be computed to judge disputes that waited for bytes; they may be shown by now."""
+        """What has to be computed to judge disputes that waited for others about the same work, or for bytes; they may
+        be shown by now."""
         effects = []
         for case in self._cases.values():
             record = self._records.get(case.accusation.step)
-            if self._needs_bytes(case) and case.guilty is None and case.question is not None and record is not None:
+            if case.guilty is None and case.question is not None and record is not None:
                 effects += self._to_judge(case, case.question, record)
+        return effects
+
+    def to_judge_next(self, found: WorkRecomputed) -> list[RecomputeWork]:
+        """What has to be computed for disputes about a work unit that was just computed, but not for them."""
+        unit = (found.step, found.seed, found.finder)
+        self._computing.discard(unit)
+        effects: list[RecomputeWork] = []
+        for case in self._cases.values():
+            record = self._records.get(case.accusation.step)
+            if case.question is None or record is None or self._needs_bytes(case):
+                continue
+            if _unit_of(case.question.audit) == unit:
+                case.attempts += bool(case.attempts)
+                effects = effects or self._compute_once(case.question.audit, record)
         return effects
 
     def _needs_bytes(self, case: Case) -> bool:
@@ -223,8 +270,10 @@ class Tribunal:
             question, record = case.question, self._records.get(case.accusation.step)
             if case.guilty is not None or question is None or record is None:
                 continue
+            if question.projection is not None and not self._needs_bytes(case) and case.attempts != 1:
+                continue  # it was not asked for now: this may be about another aggregate of the same part
             audit = question.audit
-            if (audit.step, audit.seed, audit.validator) == (found.step, found.seed, found.finder):
+            if _unit_of(audit) == (found.step, found.seed, found.finder):
                 case.guilty = guilty_of(
                     case.accusation, case.accuser, record, found, question, self._clipping, self._bound
                 )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import NamedTuple
 
 from crowdsurf.protocol import assignment, effects, limits
 from crowdsurf.protocol.beacon import first_beacon, next_beacon, nonce_digest
-from crowdsurf.protocol.cases import proof_holds
+from crowdsurf.protocol.cases import cut_objected_to, is_objection, proof_holds
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Refusal
@@ -86,6 +87,8 @@ class Said:
     """Who has named an aggregate when it opened its nonce, by cut, part and digest."""
     projections: dict[tuple[bytes, bytes], Projection] = field(default_factory=dict)
     """By payload digest and sender."""
+    objected: set[tuple[bytes, bytes]] = field(default_factory=set)
+    """Cut and aggregator of what members object to in the step itself."""
     beacons: dict[bytes, set[bytes]] = field(default_factory=dict)
     """What honest aggregators have drawn directions from, by cut."""
 
@@ -186,6 +189,9 @@ class HeaderFollows(Checker):
 
     def _collect_case(self, opened: Opened) -> None:
         if isinstance(opened.payload, Accusation):
+            if is_objection(opened):
+                about = (cut_objected_to(opened.payload), opened.payload.accused)
+                self._said.setdefault(opened.envelope.step, Said()).objected.add(about)
             for name in (opened.digest, digest("payload", opened.sender + opened.digest)):
                 self._accusations.setdefault(name, []).append(opened)
         elif isinstance(opened.payload, Verdict):
@@ -359,20 +365,24 @@ def _wrong_proofs(
             "counts an aggregate that is too long",
             "counts an aggregate that says nothing about somebody whose work did not go in",
             "counts aggregates that were looked at from directions known before",
+            "excuses an aggregator that nobody objects to",
         ),
         False,
     )
-    late, unproven, unbalanced, too_long, absent, known = found
+    late, unproven, unbalanced, too_long, absent, known, excuses = found
     found[known] = any(header.parts) and bool(said.beacons.get(header.cut, set()) - {header.beacon})
     duties = assignment.aggregators(before.beacon, tuple(index for index, _ in cut.commits), size)
     peers = [member.peer for member in before.members]
     for part, (name, proof) in enumerate(zip(header.parts, header.projections, strict=True)):
-        if not name:
-            found[unproven] |= bool(proof)
+        aggregator = peers[duties[part]]
+        if not name and not proof:
             continue
-        aggregator, witnesses = peers[duties[part]], said.named.get((header.cut, part, name), set())
-        found[late] |= 2 * len(witnesses & set(peers)) < size
         shown = said.projections.get((proof, aggregator))
+        if not name:
+            found[excuses] |= (header.cut, aggregator) not in said.objected
+            name = shown.aggregate if shown is not None else name
+        witnesses = said.named.get((header.cut, part, name), set())
+        found[late] |= 2 * len(witnesses & set(peers)) < size
         about = (header.cut, part, aggregator, name, shown.included) if shown is not None else None
         if (
             shown is None
@@ -395,9 +405,10 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
     old, contributors, after = before.members, indexes_of(header.contributors), header.step + 1
     banned = [ban.peer for ban in header.bans]
     silent = {index for index in contributors if not header.nonces[index]}
-    guilty = silent if len(contributors) - len(silent) > len(old) / 2 else set()
+    guilty = silent if len(silent) < len(contributors) / 2 else set()
     duties = assignment.aggregators(before.beacon, tuple(contributors), len(old))
-    lazy = set() if silent else {index for part, index in enumerate(duties) if not header.parts[part]}
+    done = [any(names) for names in zip_longest(header.parts, header.projections, fillvalue=b"")]
+    lazy = set() if silent else {index for part, index in enumerate(duties) if not done[part]}
     is_lame = 2 * len(lazy) >= len(contributors)
     counted = []
     for index, member in enumerate(old):
@@ -450,8 +461,7 @@ def _next_validators(
         more = assignment.several_each(drawn, free, len(owed), len(members) // 2 - len(first))
     left = [one for one, group in zip(owed, more, strict=True) if not group]
     left = [one for one in left if header.step - one[0] < limits.OWED_STEPS]
-    opened = len(there) - len(silent)
-    if rate and opened > len(before.members) / 2:
+    if rate:
         hidden = [before.members[index].peer for index in silent]
         left += [(header.step, peer) for peer in hidden if peer not in before.validators]
     return frozenset((*first, *(peer for group in more for peer in group))), tuple(left)

@@ -131,7 +131,8 @@ class Outspoken(Checker):
 
     def _check_vote(self, host: Host, header: Header) -> None:
         told = self._told.get((header.step, host.number), Told(-1))
-        shown = [self._published[name] for name in header.projections if name in self._published]
+        counted = [name for part, name in zip(header.parts, header.projections, strict=False) if part]
+        shown = [self._published[name] for name in counted if name in self._published]
         for found in shown:
             name, said = found.projection.aggregate, found.line_about(told.member)
             if name in told.lines and said is not None and contradicts(said, told.lines[name]):

@@ -19,6 +19,7 @@ from crowdsurf.protocol.chain import (
     following_audits,
     following_roster,
     genesis,
+    owed_after,
 )
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.ids import Digest
@@ -244,6 +245,16 @@ def test_who_validated_in_a_step_is_no_target_after_it() -> None:
         targets = {audit.target for audit in follow(second).audits}
         assert len(validators) == len(targets) == 2
         assert not validators & targets
+
+
+def test_work_is_owed_by_everybody_that_kept_its_nonce_also_if_too_many_did_to_blame_anybody() -> None:
+    """Colluders would otherwise dodge audits together, in every step in which enough of them are."""
+    silent = range(4)
+    nonces = tuple(b"" if index in silent else nonce for index, nonce in enumerate(SEVEN.header.nonces))
+    void = msgspec.structs.replace(SEVEN.header, nonces=nonces, parts=(b"",) * 7, projections=(b"",) * 7)
+    roster = following_roster(SEVEN.head, void, SEVEN.manifest.missed_steps_max)
+    assert roster.resting == ()
+    assert [owed.target for owed in owed_after(SEVEN.head, void)] == [SEVEN.peers[index] for index in silent]
 
 
 def test_work_of_whoever_kept_its_nonce_is_owed_until_there_is_a_beacon_it_could_not_foresee() -> None:

@@ -308,6 +308,34 @@ def test_who_forges_and_keeps_its_nonce_when_it_is_about_to_be_looked_at_is_bann
         assert (found.ban.peer, found.audit is not None) == (cheat.id, True)
 
 
+def test_who_dodges_audits_in_cuts_of_a_bare_quorum_rests_and_its_work_is_owed() -> None:
+    """Of five members two are not in the step. Nobody was to blame then, and whoever forged could dodge for ever."""
+    swarm = working_swarm(5, step=4, steps=16)
+    assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 5)
+    head = swarm.list[0].node.chain.head
+    workers = [peer for peer in swarm.list if head.roster.indexes[peer.id] not in head.validators]
+    cheat, *unheard = [peer for peer in workers if peer is not proposer_of(swarm)][:3]
+    send, names = swarm.deliver, {peer.id for peer in unheard}
+
+    def deliver(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+        if said is None or (said.kind, said.step) != (Kind.COMMIT, 5) or said.sender not in names:
+            send(sender, to, event)
+
+    swarm.deliver = deliver  # type: ignore[method-assign]
+    keep_nonce(cheat, 5)
+    forge(cheat, from_step=5)
+    watcher = unheard[0]
+    assert swarm.run(lambda: watcher.node.chain.head.step == 6)
+    head = watcher.node.chain.head
+    assert watcher.stories[5].is_void
+    assert len(watcher.stories[5].contributors) == 3
+    assert [rest.peer for rest in head.roster.resting] == [cheat.id]
+    assert [(owed.target, owed.step) for owed in head.owed] == [(cheat.id, 5)]
+    assert swarm.run_to_end(3000)
+    assert bans_of(watcher) == [(cheat.id, Reason.WRONG_GRADIENT)]
+
+
 def test_who_withholds_again_and_again_is_out_for_longer_and_longer() -> None:
     swarm = watchful_swarm(4, steps=60)
     silent = swarm.list[2]

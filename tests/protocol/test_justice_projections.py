@@ -157,6 +157,24 @@ def test_a_false_objection_voids_one_part_at_most_and_bans_its_author(victim_ind
     assert STEP < ban <= STEP + 3
 
 
+def test_false_objections_to_nearly_everybody_honest_send_nobody_to_rest() -> None:
+    """Two liars after each other had three of five honest members rest at once, and their friends stood for half."""
+    swarm = watchful_swarm(9, steps=28)
+    liars, honest = swarm.list[:4], swarm.list[4:]
+    victims = {peer.id for peer in honest[:3]}
+    for number, liar in enumerate(liars[:2]):
+        see_wrong_lines(liar, victims, range(17 + 2 * number, 19 + 2 * number))
+    swarm.start()
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, *liars[:2], reason=Reason.FALSE_ACCUSATION)
+    watcher = honest[0]
+    assert void_parts(watcher)[17] == len(victims)
+    roster = watcher.node.chain.head.roster
+    assert {peer.id for peer in honest} <= set(roster.peers)
+    assert roster.resting == ()
+    assert not any(member.strikes for member in roster.members)
+
+
 def test_an_aggregate_signed_after_the_nonces_were_open_counts_for_nothing() -> None:
     """Its author could have made it suit the directions. It was late, and nothing can be held against it."""
     swarm = working_swarm(5, STEP, steps=8)

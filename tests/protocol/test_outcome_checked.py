@@ -188,13 +188,46 @@ def test_what_somebody_else_signs_too_takes_nothing_away() -> None:
         assert judge(heard(*copies, *originals, without=originals)).nothing
 
 
-def test_an_objection_voids_what_it_is_about() -> None:
-    """Whether it is right is found out later."""
+def objection() -> Opened:
     accusation = objection_to(SHOWN, OBJECTOR)
-    objection = STEP.say(OBJECTOR, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
-    transcript = heard(objection)
-    assert_does_not_count(transcript)
+    return STEP.say(OBJECTOR, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
+
+
+def test_an_objection_voids_what_it_is_about() -> None:
+    """Whether it is right is found out later. The header still names the projection: its author has done its part."""
+    transcript = heard(objection())
+    header = built(transcript, looked_at())
+    assert tuple(map(bool, header.parts)) == FIRST_VOID
+    assert header.projections == STEP.header.projections
+    assert judge(transcript, header).nothing
+    assert overlooked(STEP.facts, transcript, STEP.blobs, header, looked_at()) == []
     refused(lambda: judge(transcript), Code.LOCKED)
+
+
+def test_nobody_votes_for_an_excuse_before_it_has_seen_the_reason() -> None:
+    """An aggregator that failed would have a proposer excuse it."""
+    header = built(heard(objection()), looked_at())
+    assert "not void because of an objection" in refused(lambda: judge(STEP.transcript, header), Code.LOCKED)
+    assert examine(STEP.facts, STEP.transcript, STEP.blobs, header, scrutiny=looked_at(), is_bound=True).nothing
+    assert judge(heard(objection(), without=[SHOWN]), header) == Missing((SHOWN.digest,), ())
+    few = heard(objection(), *naming({0}), without=said(Kind.REVEAL))
+    assert judge(few, header).messages[0] == STEP.cut_name
+    (message,) = said(Kind.AGGREGATE, 0)
+    lacking = examine(
+        STEP.facts, heard(objection(), without=[message]), STEP.blobs - {NAMES[0]}, header, scrutiny=looked_at()
+    )
+    assert lacking == Missing((NAMES[0],), ((0, NAMES[0]),))
+    unbalanced = shown(norm=5.0)
+    other = msgspec.structs.replace(header, projections=(unbalanced.digest, *header.projections[1:]))
+    refused(lambda: judge(heard(objection(), unbalanced, without=[SHOWN]), other), Code.LOCKED)
+
+
+def test_whoever_is_objected_to_and_has_done_its_part_must_be_excused() -> None:
+    """A liar that proposes would have honest aggregators pay for the objections of its friends."""
+    dropped = overlooked(STEP.facts, heard(objection()), STEP.blobs, void_first(), looked_at())
+    assert dropped == [(AGGREGATOR, "projection")]
+    unseen = heard(objection(), without=[SHOWN])
+    assert overlooked(STEP.facts, unseen, STEP.blobs, void_first(), looked_at()) == []
 
 
 def test_an_objection_of_somebody_outside_the_cut_voids_nothing() -> None:

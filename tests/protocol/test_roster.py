@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Ban, Header, bitmap_of
 from crowdsurf.protocol.roster import (
     REST_DOUBLINGS_MAX,
@@ -29,6 +32,7 @@ from tests.protocol.swarm import FakeSigner
 
 NEWCOMERS: tuple[bytes, ...] = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 60)))
 STEP = CompleteStep(4)
+SIXTEEN = CompleteStep(16, audit=AuditSection(rate=0.0625))
 DUTIES = (0, 1, 2, 3)
 PATIENCE = 2
 
@@ -127,12 +131,17 @@ def test_who_is_in_the_step_and_opens_nothing_withholds() -> None:
     assert withheld(absent) == {3}
 
 
-def test_who_withholds_its_nonce_is_blamed_if_more_than_half_of_the_members_opened_theirs() -> None:
-    roster = STEP.head.roster
-    assert blamed(roster, header_with(**silent(2))) == {2}
-    assert blamed(roster, header_with(**silent(2, 3))) == frozenset()
+def test_who_withholds_its_nonce_is_blamed_if_more_than_half_of_the_contributors_opened_theirs() -> None:
+    """In a cut of a bare quorum, too: whoever proposes it would have its friends withhold what they like."""
+    assert blamed(header_with(**silent(2))) == {2}
+    assert blamed(header_with(**silent(2, 3))) == frozenset()
     few = header_with(contributors=bitmap_of([0, 1, 2], 4), **silent(2))
-    assert blamed(roster, few) == frozenset()
+    assert blamed(few) == {2}
+    for size in range(2, 17):
+        for contributors in range(quorum_of(size, "majority"), size + 1):
+            bits = bitmap_of(range(contributors), size)
+            nonces = (b"", *(bytes(32) for _ in range(contributors - 1)), *(b"" for _ in range(size - contributors)))
+            assert blamed(header_with(contributors=bits, nonces=nonces)) == ({0} if contributors > 2 else set())
 
 
 def test_who_is_blamed_rests_at_once_and_nobody_gets_strikes_for_parts_of_a_void_step() -> None:
@@ -201,6 +210,27 @@ def test_nobody_gets_a_strike_when_half_of_the_aggregators_fail() -> None:
         roster = follow(roster, parts=(b"",) * 4)
     roster = follow(roster, joined=(NEWCOMERS[0],))
     assert set(roster.peers) == {*STEP.peers, NEWCOMERS[0]}
+
+
+@given(st.sets(st.integers(0, 15)), st.sets(st.integers(0, 15)), st.integers(0, STRIKES_MAX - 1), st.booleans())
+def test_objections_cost_an_aggregator_nothing_whoever_and_how_many_are_objected_to(
+    objected: set[int], failed: set[int], strikes_before: int, is_tired: bool
+) -> None:
+    """Liars may object to everybody in every step: the roster that follows is that of a step without objections. So
+    false objections send nobody to rest, and take their authors' places."""
+    members = tuple(Member(member.peer, 0, 0, strikes_before) for member in SIXTEEN.head.roster.members)
+    rests = tuple(Resting(member.peer, 0, 2) for member in members) if is_tired else ()
+    roster, duties = Roster(members, resting=rests), tuple(SIXTEEN.aggregator(part) for part in range(16))
+
+    def after(void: set[int], shown: set[int]) -> Roster:
+        parts = tuple(b"" if part in void else name for part, name in enumerate(SIXTEEN.header.parts))
+        vouched = tuple(name if part in shown else b"" for part, name in enumerate(SIXTEEN.header.projections))
+        header = msgspec.structs.replace(SIXTEEN.header, parts=parts, projections=vouched)
+        return next_roster(roster, header, duties, PATIENCE)
+
+    spared, others = objected - failed, set(range(16)) - failed
+    assert after(failed | spared, others) == after(failed, others)
+    assert not failed or 2 * len(failed) >= 16 or after(failed, others) != after(set(), set(range(16)))
 
 
 def test_every_further_rest_is_twice_as_long_up_to_a_bound_and_a_late_one_is_a_first_one() -> None:

@@ -8,17 +8,22 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.cases import Record, case_name, proof_of, subject_of
+from crowdsurf.protocol.assignment import work_seed
+from crowdsurf.protocol.auditor import what_was_vouched_for
+from crowdsurf.protocol.cases import Record, case_name, objection_to, proof_of, subject_of
 from crowdsurf.protocol.chain import Audit
 from crowdsurf.protocol.effects import RecomputeWork
 from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Kind, Reason, Verdict, Vote
-from crowdsurf.protocol.roster import Roster
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Commit, Kind, Reason, Verdict, Vote
+from crowdsurf.protocol.roster import Roster, enough_for_an_honest_one
 from crowdsurf.protocol.tribunal import Tribunal
 from tests.protocol.builders import CompleteStep, refused
+from tests.protocol.court import assert_just, run_until_drawn, watchful_swarm
+from tests.protocol.swarm import RIGHT as RIGHT_LINE
 from tests.protocol.swarm import FakeSigner, name, verify_mac
 
 STEP = CompleteStep(7)
@@ -300,6 +305,99 @@ def test_one_accuser_makes_others_compute_a_few_things_and_no_more() -> None:
     court.remember(record(0, other))
     said = accuse(Accusation(PEERS[4], Reason.WRONG_GRADIENT, 0), PEERS[3])
     assert len(court.accuse(said, ROSTER)) == 1
+
+
+class Docket:
+    """Thirty-one members; fifteen of them say of each other's projections what nobody can judge, and accuse all they
+    can."""
+
+    def __init__(self) -> None:
+        self.step = CompleteStep(31, audit=AuditSection(rate=0.25))
+        step, facts = self.step, self.step.facts
+        enough = enough_for_an_honest_one(31, 16)
+        shown, named = what_was_vouched_for(step.head, step.header, step.cut, step.transcript, enough)
+        seed = work_seed(step.head.beacon, step.peers[0])
+        self.audit = Audit(step.peers[30], step.peers[0], 0, seed, 31, facts.state)
+        commits = step.transcript.named_by(step.cut, step.peers)
+        self.court = Tribunal(step.run_id, verify_mac, facts.clipping)
+        self.court.remember(Record(step.head, step.header, (self.audit,), commits, shown, named))
+        self.part_of = {step.aggregator(part): part for part in range(31)}
+        self.computed = [effect for accuser in range(15) for effect in self.fill(accuser)]
+
+    def fill(self, accuser: int) -> list[RecomputeWork]:
+        """One says as much as it can, of each of the others one thing, then another one."""
+        found: list[RecomputeWork] = []
+        turns = [(accused, norm) for norm in (1.0, 2.0) for accused in range(15) if accused != accuser]
+        for accused, norm in turns[: limits.CASES_PER_ACCUSER_MAX]:
+            part = self.part_of[accused]
+            projection = self.step.projection(part, norm=norm)
+            said = self.step.say(accused, Kind.PROJECTION, projection, 0, self.step.subject(part))
+            found += self.accuse(accuser, objection_to(said, accuser))
+        return found
+
+    def answer(self, effect: RecomputeWork) -> WorkRecomputed:
+        """The work as it should have been; of the aggregates nobody has the bytes."""
+        commit = self.step.transcript.commits[effect.finder].payload
+        assert isinstance(commit, Commit)
+        return WorkRecomputed(effect.step, effect.seed, effect.finder, commit.parts, name("finding"), commit.norms)
+
+    def accuse(self, accuser: int, accusation: Accusation) -> list[RecomputeWork]:
+        said = self.step.say(accuser, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
+        return self.court.accuse(said, self.step.head.roster)
+
+
+def test_liars_that_accuse_all_they_can_leave_room_for_the_accusation_of_an_honest_peer() -> None:
+    docket = Docket()
+    accusation = Accusation(docket.audit.target, Reason.WRONG_GRADIENT, 0)
+    (computed,) = docket.accuse(30, accusation)
+    assert (computed.seed, computed.finder) == (docket.audit.seed, docket.audit.validator)
+
+
+def test_work_is_done_again_once_for_all_cases_about_it() -> None:
+    docket = Docket()
+    assert len(docket.computed) == len({effect.seed for effect in docket.computed}) == 15
+    again: list[RecomputeWork] = []
+    for effect in docket.computed:
+        answer = docket.answer(effect)
+        assert docket.court.recomputed(answer) == []
+        again += docket.court.to_judge_next(answer)
+    assert {effect.seed for effect in again} == {effect.seed for effect in docket.computed}
+    assert {sum(map(bool, effect.aggregates)) for effect in again} == {14}
+    for effect in again:
+        answer = docket.answer(effect)
+        assert docket.court.to_judge_next(answer) == []
+    assert docket.court.to_judge_again() == []
+
+
+def test_a_line_is_not_judged_by_another_aggregate_of_the_same_part() -> None:
+    """Work is done again for one aggregate of each part at a time; the next one has its turn after that."""
+    docket = Docket()
+    step, part = docket.step, docket.part_of[20]
+    other = step.projection(part, aggregate=name("another aggregate"))
+    docket.court.remember(docket.court.record(0)._replace(named=None))  # type: ignore[union-attr]
+    both = [step.say(20, Kind.PROJECTION, one, 0, step.subject(part)) for one in (step.projection(part), other)]
+    (first,) = docket.accuse(21, objection_to(both[0], 21))
+    assert docket.accuse(21, objection_to(both[1], 21)) == []
+    lines = tuple(RIGHT_LINE if index == part else None for index in range(31))
+    commit = docket.court.record(0).commits[step.peers[21]].payload  # type: ignore[union-attr]
+    assert isinstance(commit, Commit)
+    answer = WorkRecomputed(0, first.seed, first.finder, commit.parts, name("finding"), commit.norms, lines)
+    assert len(docket.court.recomputed(answer)) == 1
+    (second,) = docket.court.to_judge_next(answer)
+    assert second.aggregates[part] == name("another aggregate")
+
+
+def test_an_accusation_that_found_no_room_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = watchful_swarm(4, steps=20)
+    validator, target, step = run_until_drawn(swarm, "validator")
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "CASES_PER_ACCUSER_MAX", 0)
+        accusation = Accusation(target.id, Reason.WRONG_GRADIENT, step)
+        validator.node.auditor._accuse(accusation, validator.node.chain.head)
+        assert validator.node.auditor.tribunal.said_by(validator.id) == []
+        validator.node.auditor.effects.clear()  # nobody had room for it
+    assert swarm.run_to_end(3000)
+    assert_just(swarm, validator, reason=Reason.FALSE_ACCUSATION)
 
 
 def test_what_is_too_old_is_forgotten() -> None:

@@ -208,7 +208,7 @@ def test_bounded_queues_looks_into_the_court(running: Simulation, what: str) -> 
         return SimpleNamespace(accuser=host.id, question=question, verdicts=dict.fromkeys(range(verdicts)))
 
     if what == "cases":
-        tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.EVIDENCE_MAX + 1)}
+        tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.CASES_MAX + 1)}
     elif what == "of one accuser":
         tribunal._cases = {bytes([number]): case(1) for number in range(limits.CASES_PER_ACCUSER_MAX + 1)}
     elif what == "verdicts":
