@@ -220,13 +220,18 @@ def _is_ambiguous(transcript: Transcript, name: bytes, part: int, aggregator: Pe
 
 
 def objections(facts: StepFacts, transcript: Transcript, name: Digest) -> list[Opened]:
-    """The messages that show why parts of a cut are disputed here, one for each objection or two aggregates."""
+    """The messages that show why parts of a cut are disputed here: one objection to each aggregator, two aggregates
+    that are the same bytes, and reveals of those that have named several aggregates of a part."""
     found, cut, enough = transcript.objections(name), transcript.cut(name), enough_reveals(facts)
     for part, aggregator in enumerate(facts.duties(cut) if cut is not None else ()):
-        for aggregate, members in transcript.witnesses(name, part).items():
+        named = {one: by for one, by in transcript.witnesses(name, part).items() if len(by) >= enough}
+        for aggregate in named:
             said = transcript.messages_with(name, part, aggregator, aggregate)
-            found += said if len(members) >= enough and len(said) > 1 else ()
-    return found
+            found += said if len(said) > 1 else ()
+        if len(named) > 1:
+            several = set.intersection(*named.values())
+            found += [reveal for reveal in transcript.reveals_of(name) if reveal.sender in several]
+    return list(dict.fromkeys(found))
 
 
 def opened_beacon(facts: StepFacts, transcript: Transcript, cut: Cut) -> Digest | None:
