@@ -183,7 +183,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (17, 64, 68, 116, 131, 147), faults=ROUGH)
+@defect("stays_locked", (21, 37, 85, 94, 217, 237), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
