@@ -129,11 +129,19 @@ def blamed(header: Header) -> frozenset[int]:
     return silent if 2 * len(silent) < len(indexes_of(header.contributors)) else frozenset()
 
 
+def enough_to_be_named(size: int) -> int:
+    """Contributors to a step of so many members among whom the honest ones can name an aggregate without the others: in
+    a smaller cut liars, one of which has made it, can let every aggregate of somebody honest count for nothing."""
+    return 2 * ((size - 1) // 2) + 1
+
+
 def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], missed_steps_max: int) -> Roster:
     """The roster after a certified header (SPEC R-7.2); `aggregators`: the member index for each part."""
     silent, at_fault = withheld(header), blamed(header)
     failed = set() if silent else {index for part, index in enumerate(aggregators) if _is_failure(header, part)}
     contributors = set(indexes_of(header.contributors))
+    if len(contributors) < enough_to_be_named(len(roster)):
+        failed = set()
     present = contributors - failed - silent
     excused, heard = set(indexes_of(header.excused)), set(indexes_of(header.heard)) - contributors
     if 2 * len(failed) >= len(contributors):

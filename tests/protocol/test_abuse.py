@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.cases import Proof, objection_to, proof_holds
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
-from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Accusation, Cut, Envelope, Kind, Reason, Verdict, Vote, indexes_of
+from crowdsurf.protocol.messages import Accusation, Cut, Envelope, Kind, Reason, Reveal, Verdict, Vote, indexes_of
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.wire import pack
 from tests.protocol.court import assert_just, opened, others_of, run_until_drawn, say, watchful_swarm, working_swarm
@@ -36,15 +38,30 @@ def test_liars_that_propose_drop_nobody_honest(seed: int) -> None:
     assert_just(swarm, reason=Reason.EQUIVOCATION)
 
 
-def name_few_others(liar: FakePeer, liars: set[PeerId]) -> None:
-    """As proposer of a step a liar makes a cut of its own kind and just enough others."""
-    give = liar.give
+def name_few_others(liar: FakePeer, liars: set[PeerId], is_silent: bool = False) -> None:
+    """As proposer of a step a liar makes a cut of its own kind and just enough others; and names nobody else's
+    aggregate if `is_silent`."""
+    give, known = liar.give, list[StepMachine]()
 
     def changed(event: events.Event) -> None:
         machine = liar.node.machine
-        if machine is not None:
+        if machine is not None and machine not in known:
+            known.append(machine)
             machine.holdings.whole_cut = lambda: few(machine)  # type: ignore[method-assign]
+            if is_silent:
+                machine.holdings.reveal = silent(machine)  # type: ignore[method-assign]
         give(event)
+
+    def silent(machine: StepMachine) -> Callable[[Digest, bytes], Reveal]:
+        honest = machine.holdings.reveal
+
+        def reveal(name: Digest, nonce: bytes) -> Reveal:
+            said, cut = honest(name, nonce), machine.transcript.cut(name)
+            duties = machine.facts.duties(cut) if cut is not None else ()
+            named = (one if by in liars else b"" for one, by in zip(said.aggregates, duties, strict=False))
+            return msgspec.structs.replace(said, aggregates=tuple(named))
+
+        return reveal
 
     def few(machine: StepMachine) -> Cut:
         said, peers = machine.transcript.commits, machine.facts.peers
@@ -53,6 +70,23 @@ def name_few_others(liar: FakePeer, liars: set[PeerId]) -> None:
         return Cut(machine.facts.head.previous, tuple((index, said[peers[index]].digest) for index in chosen))
 
     liar.give = changed  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_liars_that_propose_send_nobody_honest_to_rest(seed: int) -> None:
+    """Nor do they name an aggregate of anybody else when they open their nonces: among few contributors nobody honest
+    can have its part count, and strikes for that would make liars the majority in some ten steps."""
+    swarm = Swarm(5, seed=seed, steps=30, audit=AuditSection(rate=0.0625))
+    liars = random.Random(seed).sample(swarm.list, 2)
+    for liar in liars:
+        name_few_others(liar, {peer.id for peer in liars}, is_silent=True)
+    swarm.start()
+    assert swarm.run_to_end(3000)
+    headers = [certificate.header for certificate in swarm.list[0].journal_certificates]
+    assert any(not all(header.parts) for header in headers)
+    for peer in swarm.list:
+        assert len(peer.node.chain.head.roster) == 5
+    assert_just(swarm, reason=Reason.EQUIVOCATION)
 
 
 @pytest.mark.parametrize("step", [4, 10**6])

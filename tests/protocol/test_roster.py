@@ -22,6 +22,8 @@ from crowdsurf.protocol.roster import (
     Roster,
     admitted,
     blamed,
+    enough_for_an_honest_one,
+    enough_to_be_named,
     founding_roster,
     next_roster,
     quorum_of,
@@ -90,6 +92,25 @@ def test_whom_contributors_have_heard_has_not_missed_a_step_that_a_proposer_left
     assert missed(follow(roster, parts=without(STEP.header.parts, 3), heard=bitmap_of([3], 4))) == [0, 0, 0, 1]
     void = follow(roster, contributors=there, parts=(b"",) * 4, heard=bitmap_of([2], 4))
     assert missed(void) == [1, 1, 1, 1]  # then all are alike, or who is left out would be the only one left
+
+
+@pytest.mark.parametrize(("size", "enough"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (16, 15), (17, 17)])
+def test_enough_to_be_named_are_as_many_as_liars_cannot_outweigh(size: int, enough: int) -> None:
+    assert enough_to_be_named(size) == enough
+    liars = size - quorum_of(size, "majority")
+    assert enough - liars >= enough_for_an_honest_one(size, quorum_of(size, "majority"))
+
+
+def test_a_void_part_costs_nothing_where_few_have_contributed() -> None:
+    """Liars that propose could name themselves and few others, and none of the aggregates of these when they open their
+    nonces: the others would rest, two by two."""
+    roster = STEP.head.roster
+    lame = without(STEP.header.parts, 3)
+    three = follow(roster, contributors=bitmap_of([0, 1, 3], 4), parts=lame)
+    assert [member.strikes for member in three.members] == [0, 0, 0, 1]
+    two = follow(roster, contributors=bitmap_of([0, 3], 4), parts=lame)
+    assert [member.strikes for member in two.members] == [0, 0, 0, 0]
+    assert missed(two) == [0, 1, 1, 0]
 
 
 def test_a_member_drops_out_after_too_many_missed_steps_in_a_row() -> None:
