@@ -319,6 +319,7 @@ def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
     disputes = Counter(case.accuser for case in cases if case.question is not None)
     return [
         ("open cases", len(cases), limits.CASES_MAX),
+        ("proofs", sum(case.question is None for case in cases), limits.ROSTER_PEERS_MAX),
         ("open cases of one accuser", max(disputes.values(), default=0), limits.CASES_PER_ACCUSER_MAX),
         ("verdicts on one case", max((len(case.verdicts) for case in cases), default=0), limits.ROSTER_PEERS_MAX),
         ("steps remembered for cases", len(tribunal._records), limits.CASE_STEPS + 1),

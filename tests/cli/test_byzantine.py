@@ -45,8 +45,7 @@ def test_a_part_is_measured_and_the_page_says_what_is_missing(call: Call, tmp_pa
     assert answer["simulations"] == {"audited": 0, "protocol": 2, "baselines": 0, "detection": 0}
     text = (tmp_path / "page.md").read_text()
     assert "    crowdsurf byzantine page.md --seeds 0:1 --runs 1\n" in text
-    # Honest members that were shown another cut than the others have a void part, and a strike for it.
-    assert "| equivocate | 7 | 1–1 | 0 / 0 / 6 | 0 |" in text
+    assert "| equivocate | 7 | 1–1 | 0 / 0 / 0 | 0 |" in text
     assert "| slow |  |  |  |  |  |  | not measured yet |" in text
     assert "page/detection.png" in text
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"protocol.jsonl", "draws.json", "detection.png"}

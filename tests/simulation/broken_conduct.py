@@ -216,10 +216,10 @@ def keeps_all_evidence(patch: Patch) -> None:
     _without_limit(patch, node, "EVIDENCE_MAX")
 
 
-@defect("bounded_queues", (0, 1, 3), liar=liars.FloodsTheStep, steps=2)
+@defect("bounded_queues", (0, 1, 2), liar=liars.FloodsTheStep, steps=2)
 def keeps_all_that_is_said(patch: Patch) -> None:
     """A member may say as much as it likes in a step."""
-    patch.setattr(transcript, "_MESSAGES_PER_MEMBER_MAX", 1 << 20)
+    patch.setattr(transcript, "_MESSAGES_OF_A_KIND_MAX", 1 << 20)
 
 
 @defect("bounded_queues", peers=2, steps=70)

@@ -61,7 +61,7 @@ def believes_any_proof(patch: Patch) -> None:
     patch.setattr(tribunal, "proof_holds", lambda *_: True)
 
 
-@defect("no_honest_ban header_follows", (1, 2, 3), liar=liars.BansSomebody)
+@defect("no_honest_ban header_follows", (0, 4, 5), liar=liars.BansSomebody)
 def bans_without_evidence(patch: Patch) -> None:
     """A voter lets a header ban whom it likes."""
     honest = outcome.examine

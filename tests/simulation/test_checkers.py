@@ -384,7 +384,7 @@ def test_bounded_queues(running: Simulation, what: str) -> None:
         node.catch_up._certificates.update(dict.fromkeys(range(65), cast(Any, None)))
     else:
         assert node.machine is not None
-        node.machine.transcript._per_member[host.id] = transcript._MESSAGES_PER_MEMBER_MAX + 1
+        node.machine.transcript._said[host.id, 1] = transcript._MESSAGES_OF_A_KIND_MAX + 1
     checker.on_state(host, 0, A)
     assert len(checker.violations) == 1
 

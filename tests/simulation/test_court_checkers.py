@@ -197,18 +197,21 @@ def test_saying_what_one_opened_is_not_showing_it_again(running: Simulation, mon
     assert len(checker.violations) == 1
 
 
-@pytest.mark.parametrize("what", ["cases", "of one accuser", "verdicts", "records"])
+@pytest.mark.parametrize("what", ["cases", "proofs", "of one accuser", "verdicts", "records"])
 def test_bounded_queues_looks_into_the_court(running: Simulation, what: str) -> None:
     host, checker = running.hosts[0], checkers.BoundedQueues()
     tribunal = host.node.auditor.tribunal
     checker.on_state(host, 0, A)
     assert checker.violations == []
 
-    def case(question: object, verdicts: int = 0) -> Any:
-        return SimpleNamespace(accuser=host.id, question=question, verdicts=dict.fromkeys(range(verdicts)))
+    def case(question: object, verdicts: int = 0, accuser: object = host.id) -> Any:
+        return SimpleNamespace(accuser=accuser, question=question, verdicts=dict.fromkeys(range(verdicts)))
 
     if what == "cases":
-        tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.CASES_MAX + 1)}
+        numbers = range(limits.CASES_MAX + 1)
+        tribunal._cases = {number.to_bytes(2, "big"): case(1, accuser=number) for number in numbers}
+    elif what == "proofs":
+        tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.ROSTER_PEERS_MAX + 1)}
     elif what == "of one accuser":
         tribunal._cases = {bytes([number]): case(1) for number in range(limits.CASES_PER_ACCUSER_MAX + 1)}
     elif what == "verdicts":
