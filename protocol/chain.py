@@ -24,6 +24,7 @@ from crowdsurf.protocol.messages import (
     Vote,
     header_digest,
     indexes_of,
+    is_bitmap_of,
     payload_digest,
 )
 from crowdsurf.protocol.projection import clipping_of
@@ -165,7 +166,7 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
         or bool((members | head.roster.kept_out(head.step + 1)) & set(header.joined)),
         "who left": not _sorted_distinct(header.left) or not set(header.left) <= members,
         "who is excused": not _excused_ok(head, header),
-        "who was heard": len(header.heard) != (size + 7) // 8 or bool(int.from_bytes(header.heard, "little") >> size),
+        "who was heard": not is_bitmap_of(header.heard, size),
         "who is banned": not _bans_ok(head.roster, header),
         "the parts of a void step": any(header.parts) and bool(withheld(header)),
     }

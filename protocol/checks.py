@@ -11,7 +11,7 @@ from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal
+from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal, is_bitmap_of
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.scrutiny import has_all_lines
@@ -77,9 +77,7 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
         raise Refusal(Code.BAD_COMMIT, f"{len(commit.norms)} lengths of parts")
     if not all(norm >= 0.0 for norm in commit.norms):
         raise Refusal(Code.BAD_COMMIT, "a length of a part is no length")
-    if len(commit.heard) not in (0, (len(facts.peers) + 7) // 8) or int.from_bytes(commit.heard, "little") >> len(
-        facts.peers
-    ):
+    if commit.heard and not is_bitmap_of(commit.heard, len(facts.peers)):
         raise Refusal(Code.BAD_COMMIT, "it has heard others than members")
     for names in (commit.joins, commit.leaves):
         if list(names) != sorted(set(names)):

@@ -340,6 +340,11 @@ def bitmap_of(indexes: set[int] | frozenset[int] | list[int], length: int) -> by
     return value.to_bytes((length + 7) // 8, "little")
 
 
+def is_bitmap_of(bitmap: bytes, length: int) -> bool:
+    """Whether a bitmap is one that `bitmap_of` makes for this length."""
+    return len(bitmap) == (length + 7) // 8 and not int.from_bytes(bitmap, "little") >> length
+
+
 def indexes_of(bitmap: bytes) -> list[int]:
     """The set bits of a bitmap, rising."""
     value = int.from_bytes(bitmap, "little")

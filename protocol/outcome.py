@@ -251,7 +251,7 @@ def _bans(convictions: Mapping[bytes, Ban], members: tuple[PeerId, ...], joined:
     return tuple(chosen[peer] for peer in sorted(chosen))[: limits.BANS_PER_HEADER_MAX]
 
 
-def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: dict[int, Commit], member: int) -> bytes:
+def _opened_nonce(facts: StepFacts, transcript: Transcript, commits: Mapping[int, Commit], member: int) -> bytes:
     """The nonce by which a member opens the commit that the cut names; empty if it did not. A member that signed two
     commits may have opened the other one, and this one for somebody else, who shows it: which reveal was heard first
     does not matter."""
@@ -312,39 +312,38 @@ def examine(
     contributors = [index for index, _ in cut.commits]
     if contributors != indexes_of(header.contributors):
         raise Refusal(Code.BAD_OUTCOME, "the contributors are not those of the cut")
-    commits = transcript.missing_commits(cut, facts.peers)
-    if commits:
-        return Missing(tuple(commits), ())
-    _check_nonces(facts, transcript, header, cut)
+    lacking = transcript.missing_commits(cut, facts.peers)
+    if lacking:
+        return Missing(tuple(lacking), ())
+    commits = transcript.commits_in(cut, facts.peers)
+    _check_nonces(header, commits)
     if membership_changes(facts, transcript, cut) != (header.joined, header.left):
         raise Refusal(Code.BAD_OUTCOME, "who joined or left does not follow from the commits")
-    if header.excused != bitmap_of(excused(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
+    if header.excused != bitmap_of(excused(commits), len(facts.peers)):
         raise Refusal(Code.BAD_OUTCOME, "who could not validate does not follow from the commits")
-    if header.heard != bitmap_of(heard(transcript.commits_in(cut, facts.peers)), len(facts.peers)):
+    if header.heard != bitmap_of(heard(commits), len(facts.peers)):
         raise Refusal(Code.BAD_OUTCOME, "who was heard in the step before does not follow from the commits")
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())
     # A nonce that is opened in a header alone gives nobody the time to look at aggregates. And whoever does not learn
     # it before it refuses the header for something else leaves it out of its own, for ever.
-    if (scrutiny is not None or not is_bound) and not _are_opened(facts, transcript, header, cut):
+    if (scrutiny is not None or not is_bound) and not _are_opened(facts, transcript, header, commits):
         return Missing((Digest(header.cut),), ())
     if scrutiny is not None:
         return _missing_proofs(facts, transcript, blobs, header, cut, scrutiny, is_bound)
     return _missing_aggregates(facts, transcript, blobs, header, cut)
 
 
-def _check_nonces(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> None:
-    commits = transcript.commits_in(cut, facts.peers)
+def _check_nonces(header: Header, commits: Mapping[int, Commit]) -> None:
     for index, nonce in enumerate(header.nonces):
         commit = commits.get(index)
         if nonce and (commit is None or nonce_digest(nonce) != commit.nonce_digest):
             raise Refusal(Code.BAD_OUTCOME, f"the nonce of member {index} is not the one it committed to")
 
 
-def _are_opened(facts: StepFacts, transcript: Transcript, header: Header, cut: Cut) -> bool:
+def _are_opened(facts: StepFacts, transcript: Transcript, header: Header, commits: Mapping[int, Commit]) -> bool:
     """Whether every nonce of a header was opened by a reveal that was heard here."""
-    commits = transcript.commits_in(cut, facts.peers)
     return all(_opened_nonce(facts, transcript, commits, index) for index, nonce in enumerate(header.nonces) if nonce)
 
 

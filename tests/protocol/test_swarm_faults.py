@@ -145,19 +145,30 @@ def test_leaving_in_order_voids_nothing() -> None:
     assert all(story.void_parts == 0 for story in swarm.list[0].stories)
 
 
-@pytest.mark.parametrize("moment", range(12))
-def test_a_newcomer_that_changes_its_mind_leaves_no_ghost(moment: int) -> None:
-    """A founder alone would wait for ever for a second member that is gone."""
-    swarm = Swarm(1, extra=1, steps=60)
+def founder_and_newcomer(steps: int) -> tuple[Swarm, FakePeer, FakePeer]:
+    """A founder at work, and somebody who has just heard of the run."""
+    swarm = Swarm(1, extra=1, steps=steps)
     founder, newcomer = swarm.list
     swarm.start([founder])
     swarm.run(lambda: founder.node.chain.head.step >= 2)
     newcomer.begin()
     newcomer.give(events.CertificateReceived(founder.id, founder.journal_certificates[-1]))
-    swarm.run(lambda: newcomer.id in founder.node.membership.candidates())
+    return swarm, founder, newcomer
+
+
+def leave_a_little_later(swarm: Swarm, peer: FakePeer, moment: int) -> None:
+    """Ask a peer to leave, at one of many moments."""
     moment_seconds = swarm.now + moment * 0.05
     swarm.run(lambda: swarm.now >= moment_seconds)
-    newcomer.give(events.LeaveAsked())
+    peer.give(events.LeaveAsked())
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_newcomer_that_changes_its_mind_leaves_no_ghost(moment: int) -> None:
+    """A founder alone would wait for ever for a second member that is gone."""
+    swarm, founder, newcomer = founder_and_newcomer(steps=60)
+    swarm.run(lambda: newcomer.id in founder.node.membership.candidates())
+    leave_a_little_later(swarm, newcomer, moment)
     assert swarm.run(lambda: bool(newcomer.finished))
     newcomer.alive = False
     assert swarm.run_to_end()
@@ -184,16 +195,9 @@ def test_who_leaves_is_told_so_although_all_else_to_it_is_lost(seed: int) -> Non
 @pytest.mark.parametrize("moment", range(8))
 def test_a_member_that_a_header_has_let_go_waits_for_nothing(moment: int) -> None:
     """Fast steps let it go in the very step in which it asks, and nobody tells it of later ones."""
-    swarm = Swarm(1, extra=1, steps=0)
-    stayer, leaver = swarm.list
-    swarm.start([stayer])
-    swarm.run(lambda: stayer.node.chain.head.step >= 2)
-    leaver.begin()
-    leaver.give(events.CertificateReceived(stayer.id, stayer.journal_certificates[-1]))
+    swarm, _, leaver = founder_and_newcomer(steps=0)
     swarm.run(lambda: leaver.node.is_member)
-    moment_seconds = swarm.now + moment * 0.05
-    swarm.run(lambda: swarm.now >= moment_seconds)
-    leaver.give(events.LeaveAsked())
+    leave_a_little_later(swarm, leaver, moment)
     swarm.run(lambda: not leaver.node.is_member)
     swarm.loses = lambda sender, receiver: True
     assert swarm.run(lambda: bool(leaver.finished), swarm.now + 60.0)
