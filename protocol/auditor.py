@@ -89,7 +89,7 @@ class Auditor:
         if isinstance(opened.payload, Accusation):
             self._check(opened.payload, head)
             named = transcript.names_case if transcript is not None else no_case
-            self.effects += self.tribunal.accuse(opened, head.roster, named)
+            self.tribunal.accuse(opened, head.roster, named)
             return
         try:
             self.tribunal.judge(opened)
@@ -164,7 +164,6 @@ class Auditor:
         self._said, self._asked = set(), set()
         self.tribunal.forget(head.step, head.roster)
         self.tribunal.entitle(head.audits)
-        self.effects += self.tribunal.to_judge_again()
         self._uncompared = {
             audit: n for audit, n in self._uncompared.items() if audit.step + COMPARED_STEPS >= head.step
         }
@@ -183,12 +182,13 @@ class Auditor:
             self.tribunal.remember(record)
             self._compare_findings(record, head)
             self._take_objections(transcript, header.cut if not withheld(header) else b"", head)
+        self.effects += self.tribunal.to_judge_again()
         self._findings = {key: found for key, found in self._findings.items() if key[0] >= header.step}
         self.effects += [ComputeFinding(a.step, a.validator) for a in head.audits if a.target == self._me]
 
     def take_effects(self) -> list[Effect]:
-        """What is to be done, once."""
-        wanted, self.effects = self.effects, []
+        """What is to be done, once; what has to be computed for all that was said since the last time is part of it."""
+        wanted, self.effects = self.effects + self.tribunal.to_judge(), []
         return wanted
 
     # --- what it answers ---------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ class Auditor:
             else:
                 with contextlib.suppress(Refusal):
                     self._check(said.payload, head)
-                    self.effects += self.tribunal.accuse(said, head.roster)
+                    self.tribunal.accuse(said, head.roster)
 
     def _compare_findings(self, record: Record, head: Head) -> None:
         """Whoever validated this peer's work in a step must have found just that work."""
@@ -277,7 +277,7 @@ class Auditor:
         said = self._say(Kind.ACCUSATION, subject_of(accusation), accusation, head)
         if said is not None:
             try:
-                self.effects += self.tribunal.accuse(said, head.roster)
+                self.tribunal.accuse(said, head.roster)
             except Refusal as refusal:  # somebody was faster, or this peer has too many open cases
                 if refusal.code is Code.QUEUE_FULL:
                     self._postponed[subject_of(accusation)] = accusation

@@ -142,9 +142,9 @@ class Tribunal:
 
     # --- what is said ------------------------------------------------------------------------------------
 
-    def accuse(self, opened: Opened, roster: Roster, named: Callable[[bytes], bool] = no_case) -> list[RecomputeWork]:
-        """Open a case; what has to be computed to judge it. `named` says whether a header that is to be judged rests on
-        a case: such a one is always taken. Raises Refusal."""
+    def accuse(self, opened: Opened, roster: Roster, named: Callable[[bytes], bool] = no_case) -> None:
+        """Open a case; `to_judge` says what has to be computed for it. `named` says whether a header that is to be
+        judged rests on a case: such a one is always taken. Raises Refusal."""
         accusation = opened.payload
         if not isinstance(accusation, Accusation) or opened.envelope.subject != subject_of(accusation):
             raise Refusal(Code.MALFORMED, "the slot of an accusation names reason, step and accused")
@@ -156,13 +156,13 @@ class Tribunal:
             raise Refusal(Code.DUPLICATE, "heard before")
         if accusation.reason in PROVEN:
             self._open_proven(opened, accusation, named)
-            return []
+            return
         if opened.sender in roster.outlaws:
             raise Refusal(Code.BANNED, "whoever says so is banned, and proves nothing")
         unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
         if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.CASES_MAX:
             raise Refusal(Code.QUEUE_FULL, "too many open cases")
-        return self._open_disputed(opened, accusation)
+        self._open_disputed(opened, accusation)
 
     def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
         holds = proof_holds(accusation, self._run_id, self._verify, self._clipping)
@@ -172,7 +172,7 @@ class Tribunal:
             raise Refusal(Code.DUPLICATE, "it is convicted already")
         self._cases[name] = Case(name, opened, accusation, None, guilty)
 
-    def _open_disputed(self, opened: Opened, accusation: Accusation) -> list[RecomputeWork]:
+    def _open_disputed(self, opened: Opened, accusation: Accusation) -> None:
         record = self._records.get(accusation.step)
         particular = accusation.reason == Reason.WRONG_PROJECTION
         if accusation.reason not in DISPUTED or bool(accusation.proof) != particular:
@@ -181,11 +181,22 @@ class Tribunal:
             raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
         question = question_of(accusation, opened.sender, record, self._run_id, self._verify)
         name = case_name(opened, proven=False)
-        case = self._cases[name] = Case(name, opened, accusation, question)
-        return self._to_judge(case, question, record)
+        self._cases[name] = Case(name, opened, accusation, question)
 
-    def _to_judge(self, case: Case, question: Question, record: Record) -> list[RecomputeWork]:
-        """What has to be computed to judge a dispute; nothing before that can be done."""
+    def to_judge(self) -> list[RecomputeWork]:
+        """What has to be computed to judge disputes for which nothing was computed yet. Asked when all that is said at
+        once has been taken: what several disputes need is computed once for all of them."""
+        return [effect for case in list(self._cases.values()) if not case.attempts for effect in self._to_judge(case)]
+
+    def to_judge_again(self) -> list[RecomputeWork]:
+        """The same in a new step, and what must be asked for once more: bytes may be shown by now."""
+        return [effect for case in list(self._cases.values()) for effect in self._to_judge(case)]
+
+    def _to_judge(self, case: Case) -> list[RecomputeWork]:
+        """What has to be computed to judge a case; nothing before that can be done, or where it is judged."""
+        question, record = case.question, self._records.get(case.accusation.step)
+        if case.guilty is not None or question is None or record is None:
+            return []
         audit, projection = question.audit, question.projection
         if self._needs_bytes(case):
             if not can_be_compared(audit.step, self._step, case.attempts):
@@ -220,16 +231,6 @@ class Tribunal:
         if case.question is None or case.guilty is not None or case.attempts or self._needs_bytes(case):
             return False
         return _unit_of(case.question.audit) == unit
-
-    def to_judge_again(self) -> list[RecomputeWork]:
-        """What has to be computed to judge disputes that waited for others about the same work, or for bytes; they may
-        be shown by now."""
-        effects = []
-        for case in self._cases.values():
-            record = self._records.get(case.accusation.step)
-            if case.guilty is None and case.question is not None and record is not None:
-                effects += self._to_judge(case, case.question, record)
-        return effects
 
     def to_judge_next(self, found: WorkRecomputed) -> list[RecomputeWork]:
         """What has to be computed for disputes about a work unit that was just computed, but not for them."""

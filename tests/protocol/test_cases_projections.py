@@ -332,7 +332,8 @@ def court() -> Tribunal:
 
 def test_an_imbalance_is_a_ban_at_once() -> None:
     tribunal, said = court(), spoken(VICTIM, imbalance_of(shown(lines=ODD)))
-    assert tribunal.accuse(said, STEP.head.roster) == []
+    tribunal.accuse(said, STEP.head.roster)
+    assert tribunal.to_judge() == []
     ban = Ban(STEP.peers[LIAR], Reason.WRONG_AGGREGATE, 0, said.digest)
     assert tribunal.convictions(STEP.head.roster, 3) == {said.digest: ban}
 
@@ -348,7 +349,8 @@ def test_a_line_is_judged_by_working_it_out_from_the_work_and_the_aggregate() ->
     tribunal, said = court(), spoken(VICTIM, objection_to(lie_about(VICTIM), VICTIM), step=1)
     aggregates = (name("aggregate", 0), b"", b"", b"")
     asked = RecomputeWork(0, AUDIT.seed, 4, STEP.facts.state, STEP.peers[VICTIM], aggregates, STEP.header.beacon)
-    assert tribunal.accuse(said, STEP.head.roster) == [asked]
+    tribunal.accuse(said, STEP.head.roster)
+    assert tribunal.to_judge() == [asked]
     assert tribunal.convictions(STEP.head.roster, 3) == {}
     assert tribunal.recomputed(dataclasses.replace(FOUND, lines=())) == []  # it remembers no aggregate: no verdict
     assert tribunal.recomputed(FOUND) == [Verdict(case_name(said, False), STEP.peers[LIAR])]

@@ -132,7 +132,8 @@ def court(step: int) -> Tribunal:
 
 def test_a_dispute_waits_until_the_work_is_shown_and_is_taken_up_again_while_bytes_are_missing() -> None:
     tribunal = court(1)
-    (here,) = tribunal.accuse(DISPUTE, ROSTER)
+    tribunal.accuse(DISPUTE, ROSTER)
+    (here,) = tribunal.to_judge()
     assert here.holders == ()
     assert tribunal.to_judge_again() == []
     asked: list[RecomputeWork] = []
@@ -147,7 +148,8 @@ def test_a_dispute_waits_until_the_work_is_shown_and_is_taken_up_again_while_byt
 
 def test_what_is_judged_is_not_asked_for_again() -> None:
     tribunal = court(2)
-    (asked,) = tribunal.accuse(DISPUTE, ROSTER)
+    tribunal.accuse(DISPUTE, ROSTER)
+    (asked,) = tribunal.to_judge()
     own, norms = tuple(Digest(name("own", part)) for part in range(7)), (1.0,) * 7
     found = dataclasses.replace(cases.FOUND, seed=asked.seed, finder=asked.finder, parts=own, norms=norms)
     assert tribunal.recomputed(found) == []  # no bytes, no verdict
@@ -162,7 +164,8 @@ def test_a_finding_needs_no_bytes_of_anybody() -> None:
     facts = record()
     head = facts.head._replace(audits=(AUDIT,))
     tribunal.remember(facts._replace(head=head))
-    (asked,) = tribunal.accuse(FINDING, ROSTER)
+    tribunal.accuse(FINDING, ROSTER)
+    (asked,) = tribunal.to_judge()
     assert (asked.committed, asked.holders, asked.finder) == ((), (), VALIDATOR)
     assert JUDGE in PEERS
     assert tribunal.to_judge_again() == []

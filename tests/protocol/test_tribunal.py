@@ -81,7 +81,8 @@ FALSE = accuse(Accusation(TARGET, Reason.EQUIVOCATION, 1, b"no proof"), JUDGE)
 
 def test_a_proof_convicts_at_once_and_without_verdicts() -> None:
     court = tribunal()
-    assert court.accuse(PROVEN, ROSTER) == []
+    court.accuse(PROVEN, ROSTER)
+    assert court.to_judge() == []
     assert court.convictions(ROSTER, QUORUM) == {
         PROVEN.digest: Ban(TARGET, Reason.EQUIVOCATION, 1, PROVEN.digest),
     }
@@ -134,7 +135,9 @@ def test_false_proofs_of_one_sender_take_the_room_of_one() -> None:
 
 def test_an_accusation_of_a_wrong_gradient_says_what_to_compute_again() -> None:
     court = tribunal()
-    assert court.accuse(DISPUTE, ROSTER) == [RecomputeWork(0, AUDIT.seed, 7, AUDIT.state, VALIDATOR)]
+    court.accuse(DISPUTE, ROSTER)
+    assert court.to_judge() == [RecomputeWork(0, AUDIT.seed, 7, AUDIT.state, VALIDATOR)]
+    assert court.to_judge() == []
     assert court.convictions(ROSTER, QUORUM) == {}
     refused(lambda: court.accuse(DISPUTE, ROSTER), Code.DUPLICATE)
 
@@ -230,8 +233,9 @@ CASES = {VALIDATOR: CASE, SECOND: case_name(AGAIN, False)}
 
 def court_of_two() -> Tribunal:
     court = tribunal(record()._replace(audits=(AUDIT, AUDIT._replace(validator=SECOND))))
-    asked = court.accuse(DISPUTE, ROSTER) + court.accuse(AGAIN, ROSTER)
-    assert [one.finder for one in asked] == [VALIDATOR, SECOND]
+    court.accuse(DISPUTE, ROSTER)
+    court.accuse(AGAIN, ROSTER)
+    assert [one.finder for one in court.to_judge()] == [VALIDATOR, SECOND]
     return court
 
 
@@ -298,13 +302,15 @@ def test_one_accuser_makes_others_compute_a_few_things_and_no_more() -> None:
     for step in steps:
         said = accuse(Accusation(TARGET, Reason.WRONG_GRADIENT, step), step=step + 1)
         if step < limits.CASES_PER_ACCUSER_MAX:
-            assert len(court.accuse(said, ROSTER)) == 1
+            court.accuse(said, ROSTER)
+            assert len(court.to_judge()) == 1
         else:
             refused(partial(court.accuse, said, ROSTER), Code.QUEUE_FULL)
     other = Audit(PEERS[3], PEERS[4], 0, name("seed"), 7, STEP.facts.state)
     court.remember(record(0, other))
     said = accuse(Accusation(PEERS[4], Reason.WRONG_GRADIENT, 0), PEERS[3])
-    assert len(court.accuse(said, ROSTER)) == 1
+    court.accuse(said, ROSTER)
+    assert len(court.to_judge()) == 1
 
 
 class Docket:
@@ -343,7 +349,8 @@ class Docket:
 
     def accuse(self, accuser: int, accusation: Accusation) -> list[RecomputeWork]:
         said = self.step.say(accuser, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
-        return self.court.accuse(said, self.step.head.roster)
+        self.court.accuse(said, self.step.head.roster)
+        return self.court.to_judge()
 
 
 def test_liars_that_accuse_all_they_can_leave_room_for_the_accusation_of_an_honest_peer() -> None:
@@ -367,6 +374,20 @@ def test_work_is_done_again_once_for_all_cases_about_it() -> None:
         answer = docket.answer(effect)
         assert docket.court.to_judge_next(answer) == []
     assert docket.court.to_judge_again() == []
+
+
+def test_what_is_said_at_once_is_judged_by_doing_the_work_once() -> None:
+    docket = Docket()
+    parts = {docket.part_of[accused] for accused in (20, 21, 22)}
+    for part in parts:
+        accused, subject = docket.step.aggregator(part), docket.step.subject(part)
+        said = docket.step.say(accused, Kind.PROJECTION, docket.step.projection(part), 0, subject)
+        accusation = objection_to(said, 23)
+        accuser = docket.step.say(23, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
+        docket.court.accuse(accuser, docket.step.head.roster)
+    (effect,) = docket.court.to_judge()  # what fifteen others say is asked for already
+    assert {part for part, aggregate in enumerate(effect.aggregates) if aggregate} == parts
+    assert docket.court.to_judge() == []
 
 
 def test_a_line_is_not_judged_by_another_aggregate_of_the_same_part() -> None:

@@ -99,6 +99,16 @@ def test_attackers_alone_pay_for_any_attack(attack: str, seed: int) -> None:
     check(attack, seed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["wrong_aggregate", "wrong_projection"])
+def test_whoever_lies_about_a_sum_is_banned_for_the_first_time_it_does(attack: str) -> None:
+    """However many do so at once: what the objections of a step need is computed once for all of them."""
+    plan = Plan(peers=16, byzantine=7, attack=attack, seed=1, attack_from=START)
+    report = Simulation(plan, plain_manifest(plan, START + 4), NamesCompute()).run()
+    assert report.violations == []
+    assert [ban.step for ban in bans_of(report)] == [START] * 7
+
+
 def test_whoever_withholds_its_nonce_is_left_out_again_and_again() -> None:
     _, report = attacked("withhold_reveal", 0, 24)
     honest = {host.id for host in report.honest}
