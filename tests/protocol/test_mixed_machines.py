@@ -65,7 +65,9 @@ def test_honest_machines_that_differ_are_accused_of_nothing(faults: Faults) -> N
     assert bans_of(report) == []
 
 
-@pytest.mark.parametrize("attack", BANNED_FOR)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(attack, marks=() if attack == "sign_flip" else pytest.mark.slow) for attack in BANNED_FOR]
+)
 def test_cheats_are_banned_as_where_all_machines_are_alike(attack: str) -> None:
     report = swarm(attack).run()
     assert report.violations == []
@@ -80,6 +82,7 @@ class SilentForger(GradientAttack):
         return False
 
 
+@pytest.mark.slow
 def test_keeping_bytes_back_helps_nobody_whose_work_honest_aggregators_have_seen() -> None:
     made = swarm("sign_flip")
     for host in made.hosts:
@@ -90,6 +93,7 @@ def test_keeping_bytes_back_helps_nobody_whose_work_honest_aggregators_have_seen
     assert {ban.peer for ban in bans_of(report)} == liars_of(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["sign_flip", "false_accusation"])
 def test_where_nobody_shows_bytes_what_judges_have_aggregated_themselves_still_convicts(
     attack: str, monkeypatch: pytest.MonkeyPatch
@@ -100,6 +104,7 @@ def test_where_nobody_shows_bytes_what_judges_have_aggregated_themselves_still_c
     assert any(ban.reason == Reason.WRONG_GRADIENT for ban in bans_of(report)) == (attack == "sign_flip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["sign_flip", "false_accusation", "lazy_validator"])
 def test_without_any_bytes_nobody_is_banned_for_them(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what needs no bytes is found: a finding, and what proves itself."""
