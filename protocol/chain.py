@@ -181,7 +181,7 @@ def check_header(head: Head, header: Header, manifest: Manifest) -> Roster:
 
 def _contributors_ok(contributors: list[int], header: Header, manifest: Manifest, size: int) -> bool:
     enough = len(contributors) >= max(1, quorum_of(size, manifest.quorum))
-    return enough and contributors[-1] < size and len(header.contributors) == (size + 7) // 8
+    return enough and is_bitmap_of(header.contributors, size)
 
 
 def _projections_ok(header: Header, manifest: Manifest) -> bool:
@@ -196,9 +196,9 @@ def _projections_ok(header: Header, manifest: Manifest) -> bool:
 
 def _excused_ok(head: Head, header: Header) -> bool:
     """Validators in the step, no others."""
-    bits, size = int.from_bytes(header.excused, "little"), (len(head.roster) + 7) // 8
     idle = sum(1 << index for index in head.validators) & int.from_bytes(header.contributors, "little")
-    return len(header.excused) == size and not bits & ~idle
+    others = int.from_bytes(header.excused, "little") & ~idle
+    return is_bitmap_of(header.excused, len(head.roster)) and not others
 
 
 def _bans_ok(roster: Roster, header: Header) -> bool:
