@@ -47,9 +47,12 @@ BORNE = ("withhold_part", "withhold_reveal", "replay", "garbage", "slow", "late_
 """Those that change no certified figure: at worst they cost time, and nobody can prove who did it."""
 BASELINES = ("centered_clip", "geometric_median", "median", "mean")
 """Rules of a trusted server that checks nobody."""
-TABLES = ("audited", "protocol", "baselines", "detection")
-"""Kinds of simulations, in the order in which they are played: what is learned with audits; attacks on the protocol;
-what is learned without audits; how long many more runs take to catch everybody."""
+TABLES = ("audited", "longer", "protocol", "baselines", "detection")
+"""Kinds of simulations, in the order in which they are played: what is learned with audits; the same for longer after
+attacks that do most harm; attacks on the protocol; what is learned without audits; how long many more runs take to
+catch everybody."""
+SLOW_TO_HEAL = ("alie", "min_max", "rop")
+"""Gradient attacks that are played for longer too: does what they did before they were caught last?"""
 DETECTION_STEPS_MAX = 1000
 """A run that only waits for the last ban may take so many steps; the theory gives it less than 10⁻⁹."""
 
@@ -78,8 +81,14 @@ class Study:
     steps: int = 160
     """One validator a step needs 81 steps at the 99th percentile. What the last liar has done by then has another 29 to
     be learned over."""
+    longer_steps: int = 320
     protocol_from: int = 10
     protocol_steps: int = 100
+
+    @property
+    def slow_to_heal(self) -> tuple[str, ...]:
+        """Gradient attacks that are played for longer."""
+        return tuple(attack for attack in self.gradient if attack in SLOW_TO_HEAL)
 
     @property
     def against_server(self) -> tuple[str, ...]:
@@ -105,7 +114,7 @@ class Cell:
     @property
     def learns(self) -> bool:
         """Whether there is a model at all."""
-        return self.table in ("audited", "baselines")
+        return self.table in ("audited", "longer", "baselines")
 
     def options(self) -> SimulateOptions:
         """As a user of `crowdsurf simulate` would say it, but for `overrides`."""
@@ -137,6 +146,7 @@ def cells_of(study: Study) -> Iterator[Cell]:
         start, steps = {
             "protocol": (study.protocol_from, study.protocol_steps),
             "detection": (0, DETECTION_STEPS_MAX),
+            "longer": (study.attack_from, study.longer_steps),
         }.get(table, (study.attack_from, study.steps))
         return Cell(table, attack, rule, validators, seed, study.peers, study.byzantine, start, steps)
 
@@ -149,6 +159,8 @@ def cells_of(study: Study) -> Iterator[Cell]:
         for seed in study.seeds:
             if table == "audited":
                 yield from (cell(table, a, None, m, seed) for m in study.validators for a in (NONE, *study.gradient))
+            elif table == "longer":
+                yield from (cell(table, a, None, study.validators[0], seed) for a in (NONE, *study.slow_to_heal))
             elif table == "protocol":
                 yield from (cell(table, a, None, study.validators[0], seed) for a in (NONE, *study.protocol))
             else:

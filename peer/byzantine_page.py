@@ -102,6 +102,7 @@ def page(results: Results, said: str, plots: Sequence[str]) -> str:
     ]
     for validators in study.validators:
         lines += [*_audited(results, validators), *_pictures(plots, f"accuracy-{validators}"), ""]
+    lines += [*_longer(results), ""]
     lines += [*_baselines(results), "", *_protocol(results), "", *_detection(results), ""]
     lines += [*_pictures(plots, "detection"), "", *_withholding(results), "", *_again(results), ""]
     return "\n".join(lines)
@@ -136,13 +137,37 @@ def _audited(results: Results, validators: int) -> Iterator[str]:
             yield f"| {attack} |  |  |  |  |  |  |"
             continue
         times = [caught_after(study.attack_from, result, study.byzantine) for result in found.values()]
-        said = ", ".join("not all" if time is None else str(time) for time in times) if attack != NONE else "–"
+        said = _times(study, found) if attack != NONE else "–"
         within = f"{sum(t is not None and t <= bound for t in times)} of {len(times)}" if attack != NONE else "–"
         lowest = [100 * min(result["accuracy"][study.attack_from + 1 :], default=math.nan) for result in found.values()]
         yield (
             f"| {attack} | {said} | {within} | {honest_banned(found.values())} | {_range(_finals(found))} | "
             f"{_against(found, clean) if attack != NONE else '–'} | {min(lowest):.1f} |"
         )
+
+
+def _longer(results: Results) -> Iterator[str]:
+    study, validators = results.study, results.study.validators[0]
+    clean = results.of("longer", NONE, None, validators)
+    yield "## Whether harm lasts"
+    yield ""
+    yield f"The attacks that leave most behind, {validators} of {study.peers} validating, in runs of"
+    yield f"{study.longer_steps} steps, not {study.steps}; the learning rate falls until the end. Columns as above."
+    yield ""
+    yield "| attack | all caught after | final | against no attack |"
+    yield "|---|---|---|---|"
+    for attack in (NONE, *study.slow_to_heal):
+        found = results.of("longer", attack, None, validators)
+        if attack == NONE or not found:
+            yield f"| {attack} | {'–' if found else ''} | {_range(_finals(found))} | {'–' if found else ''} |"
+            continue
+        yield f"| {attack} | {_times(study, found)} | {_range(_finals(found))} | {_against(found, clean)} |"
+
+
+def _times(study: Study, found: dict[int, Result]) -> str:
+    """After how many attacked steps all were caught, by seed."""
+    times = [caught_after(study.attack_from, result, study.byzantine) for result in found.values()]
+    return ", ".join("not all" if time is None else str(time) for time in times)
 
 
 def _finals(found: dict[int, Result]) -> list[float]:
@@ -319,9 +344,9 @@ def _withholding(results: Results) -> Iterator[str]:
 def _again(results: Results) -> Iterator[str]:
     yield "## One figure again"
     yield ""
-    decay = max(results.study.steps - 3, 0)
+    decay, longer = max(results.study.steps - 3, 0), max(results.study.longer_steps - 3, 0)
     yield "Every run is a line of a `.jsonl` file in the folder beside this page, with all that decides it, its bans as"
     yield "(step of the offence, step of the header, reason, whether deserved) and the digest of its trace. Take the"
     yield "line out and run the command above: that run alone is played again. After a change of the rules take out all"
     yield "lines. Runs that learn differ from `crowdsurf simulate` with the same options in one thing:"
-    yield f"`optimizer.decay_steps` is {decay}, so that the learning rate falls until the end."
+    yield f"`optimizer.decay_steps` is {decay}, in longer runs {longer}: the learning rate falls until the end."

@@ -42,7 +42,7 @@ def test_a_part_is_measured_and_the_page_says_what_is_missing(call: Call, tmp_pa
     code, answer, said = call(*ARGUMENTS)
     assert code == 0
     assert "2 simulations, 0 of them done before" in said
-    assert answer["simulations"] == {"audited": 0, "protocol": 2, "baselines": 0, "detection": 0}
+    assert answer["simulations"] == {"audited": 0, "longer": 0, "protocol": 2, "baselines": 0, "detection": 0}
     text = (tmp_path / "page.md").read_text()
     assert "    crowdsurf byzantine page.md --seeds 0:1 --runs 1\n" in text
     assert "| equivocate | 7 | 1–1 | 0 / 0 / 0 | 0 |" in text

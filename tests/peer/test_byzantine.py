@@ -47,6 +47,7 @@ SMALL = Study(
     byzantine=2,
     attack_from=2,
     steps=4,
+    longer_steps=5,
     protocol_from=2,
     protocol_steps=6,
 )
@@ -95,7 +96,7 @@ def quiet(text: str) -> None:
 
 def test_the_whole_study_can_be_planned() -> None:
     cells = list(cells_of(replace(Study(), runs=2)))
-    assert len(cells) == len(set(cells)) == 3 * (2 * 13 + 19 + 11 * 4) + 2 * 2
+    assert len(cells) == len(set(cells)) == 3 * (2 * 13 + 4 + 19 + 11 * 4) + 2 * 2
     for cell in cells:
         check_options(cell.options())
     for cell in (cells[0], cells[1], cells[-1], next(cell for cell in cells if cell.attack == "ipm:0.1")):
@@ -228,6 +229,19 @@ def test_the_page_shows_what_the_runs_say() -> None:
     assert "accuracy-1" not in text
 
 
+def test_attacks_that_leave_most_behind_are_played_for_longer() -> None:
+    study = replace(SMALL, gradient=("sign_flip", "min_max"))
+    longer = [cell for cell in cells_of(study) if cell.table == "longer"]
+    assert {(cell.attack, cell.steps, cell.overrides()["optimizer.decay_steps"]) for cell in longer} == {
+        ("none", 5, 2),
+        ("min_max", 5, 2),
+    }
+    text = page(Results(study, {cell: result(cell) for cell in longer}, {}), "x", [])
+    table = text.partition("## Whether harm lasts")[2]
+    assert "| none | – | 90.0 (90.0–90.0) | – |" in table
+    assert "| min_max | not all, not all | 85.0 (85.0–85.0) | -5.0 |" in table
+
+
 def test_an_attacker_that_is_left_and_an_honest_peer_that_is_banned_are_seen() -> None:
     stored = made_up()
     for cell, found in stored.items():
@@ -257,7 +271,7 @@ def test_a_broken_promise_is_kept_and_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_page_without_runs_says_so() -> None:
     text = page(Results(SMALL, {}, {}), "x", [])
-    assert "audited 0 of 8, protocol 0 of 8, baselines 0 of 2, detection 0 of 6" in text
+    assert "audited 0 of 8, longer 0 of 2, protocol 0 of 8, baselines 0 of 2, detection 0 of 6" in text
     assert "| slow |  |  |  |  |  |  | not measured yet |" in text
 
 
