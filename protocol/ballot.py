@@ -30,7 +30,10 @@ class Ballot:
         self.prepared: tuple[int, bytes] = (-1, b"")
         """The newest view this member has prepared a header in, and which."""
         self._prepares: dict[tuple[int, bytes], dict[PeerId, Envelope]] = {}
-        self._open_view = 0
+        self._proven: set[tuple[int, bytes]] = set()
+        """Headers that a quorum has prepared in a view, as somebody else has shown."""
+        self.open_view = 0
+        """The latest view that this member knows a quorum to have asked for."""
         self.locks_heard_at: float | None = None
         """In a view that is open: when this member will have heard what all honest ones are locked on; None if it
         has."""
@@ -42,7 +45,9 @@ class Ballot:
         self.lock, self.lock_view, self.voted_view = header, view, view
 
     def request(self, peer: PeerId, view: int, change: ViewChange) -> None:
-        """A member asks for `view`; only its latest request counts."""
+        """A member asks for `view`; only its latest request counts. What it shows for its lock was checked before."""
+        if change.lock is not None and change.proof:
+            self._proven.add((change.lock_view, header_digest(change.lock)))
         latest = max((asked for asked, by in self._requests.items() if peer in by), default=-1)
         if view <= latest:
             return
@@ -77,13 +82,13 @@ class Ballot:
             self.locks_heard_at = None
         if self.is_open or not self.may_propose():
             return False
-        self._open_view, self.locks_heard_at = self.view, now + lock_seconds
+        self.open_view, self.locks_heard_at = self.view, now + lock_seconds
         return True
 
     @property
     def is_open(self) -> bool:
         """Whether this member knows that a quorum has asked for its view."""
-        return self._open_view >= self.view
+        return self.open_view >= self.view
 
     @property
     def knows_locks(self) -> bool:
@@ -109,12 +114,18 @@ class Ballot:
         """Whether this member has prepared this header in this view, and a quorum has."""
         return self.prepared == (view, name) and self.is_prepared(view, name)
 
-    def proof_of(self, header: Header | None, view: int) -> list[Envelope]:
-        """By what others know that a header was prepared; first come those that have prepared nothing else in the view
-        as far as is known: a prepare of a liar that signed several counts once somebody else's is known."""
+    def prepares_of(self, header: Header | None, view: int) -> list[Envelope]:
+        """The prepares of a header in a view that were heard, by rising member."""
         found = self._prepares.get((view, header_digest(header)), {}) if header is not None else {}
-        twice = {peer for (at, _), by in self._prepares.items() if at == view for peer in by if by is not found}
-        return [found[peer] for peer in sorted(found, key=lambda peer: peer in twice)]
+        return [found[peer] for peer in sorted(found)]
+
+    def change_of_view(self) -> ViewChange:
+        """What this member says when it asks for a view: its lock, and by what others know that it may have one. All in
+        one message, so that nobody hears of the one without the other, in whatever order things come. After a restart
+        the proof may be lost; then nothing is shown."""
+        prepares = self.prepares_of(self.lock, self.lock_view)[: self._quorum]
+        proof = tuple((self._indexes[PeerId(said.sender)], said.signature) for said in prepares)
+        return ViewChange(self.lock, self.lock_view, proof if len(proof) == self._quorum else ())
 
     def strongest_lock(self) -> Header | None:
         """The header that must be proposed again: the lock of the highest view this member knows of.
@@ -127,13 +138,17 @@ class Ballot:
             locks += [
                 (change.lock_view, change.lock)
                 for change in by.values()
-                if change.lock is not None and self.is_prepared(change.lock_view, header_digest(change.lock))
+                if change.lock is not None and self._may_be_locked(change.lock_view, header_digest(change.lock))
             ]
         if not locks:
             return None
         highest = max(view for view, _ in locks)
         # Two locks of one view need more liars than there may be; any fixed choice between them will do.
         return min((header for view, header in locks if view == highest), key=header_digest)
+
+    def _may_be_locked(self, view: int, name: bytes) -> bool:
+        """Whether somebody may have voted for a header in a view, as far as is known."""
+        return (view, name) in self._proven or self.is_prepared(view, name)
 
     def vote(self, peer: PeerId, view: int, name: bytes, signature: bytes) -> None:
         """Record a member's vote for the header with this digest."""

@@ -6,14 +6,29 @@ The idea: one function per kind, each raising a named refusal, none changing any
 
 from __future__ import annotations
 
+from crowdsurf.protocol import wire
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import part_subject
-from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.envelope import Opened, Slot, Verify, signed_bytes
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
-from crowdsurf.protocol.messages import Aggregate, Commit, Cut, Envelope, Header, Kind, Projection, Reveal, is_bitmap_of
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Commit,
+    Cut,
+    Envelope,
+    Header,
+    Kind,
+    Prepare,
+    Projection,
+    Reveal,
+    ViewChange,
+    header_digest,
+    is_bitmap_of,
+    payload_digest,
+)
 from crowdsurf.protocol.outcome import StepFacts
-from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.roster import Roster, quorum_of
 from crowdsurf.protocol.scrutiny import has_all_lines
 from crowdsurf.protocol.transcript import Transcript
 
@@ -82,6 +97,25 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
     for names in (commit.joins, commit.leaves):
         if list(names) != sorted(set(names)):
             raise Refusal(Code.BAD_COMMIT, "named peers must be sorted and distinct")
+
+
+def check_lock(opened: Opened, roster: Roster, quorum: int, verify: Verify) -> None:
+    """R-4.26: what is shown for a lock are prepares of a quorum, in the view it is said to be of; nothing may be shown.
+    Raises Refusal(BAD_CERTIFICATE)."""
+    change, envelope = opened.payload, opened.envelope
+    if not isinstance(change, ViewChange) or not change.proof:
+        return
+    indexes = [index for index, _ in change.proof]
+    if change.lock is None or change.lock_view >= envelope.view or change.lock.step != envelope.step:
+        raise Refusal(Code.BAD_CERTIFICATE, "prepares are shown for a header of this step and of an earlier view")
+    if indexes != sorted(set(indexes)) or indexes[-1] >= len(roster) or len(indexes) != quorum:
+        raise Refusal(Code.BAD_CERTIFICATE, f"{quorum} prepares of distinct members are needed, by rising index")
+    slot = Slot(envelope.step, change.lock_view, Kind.PREPARE, b"")
+    name = payload_digest(wire.pack(Prepare(header_digest(change.lock))))
+    for index, signature in change.proof:
+        peer = roster.peers[index]
+        if not verify(peer, signed_bytes(envelope.version, envelope.run_id, slot, name, peer), signature):
+            raise Refusal(Code.BAD_CERTIFICATE, f"the prepare of member {index} is not signed by it")
 
 
 def check_proposer(sender: PeerId, view: int, proposer: PeerId) -> None:

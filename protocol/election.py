@@ -158,7 +158,7 @@ class Election:
         return self._grounds(self._ballot.lock, self._ballot.lock_view)
 
     def _grounds(self, header: Header | None, view: int) -> list[Envelope]:
-        return [*self._holdings.grounds(header), *self._ballot.proof_of(header, view)]
+        return [*self._holdings.grounds(header), *self._ballot.prepares_of(header, view)]
 
     def _forward_overlooked(self, opened: Opened, header: Header) -> bool:
         """Refuse a header that drops work this member holds, and show that work to those who propose next (SPEC

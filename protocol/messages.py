@@ -223,10 +223,14 @@ class Vote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class ViewChange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A member gives up on a view and asks for the next one, naming the header it is locked on, if any."""
+    """A member gives up on a view and asks for the next one, naming the header it is locked on, if any, and the
+    prepares of a quorum for it: (member index, signature) by rising index."""
 
     lock: Header | None
     lock_view: View
+    proof: Annotated[
+        tuple[tuple[MemberIndex, SignatureBytes], ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)
+    ] = ()
 
 
 class Join(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from crowdsurf.protocol.auditor import Auditor
 from crowdsurf.protocol.cases import check_objection, is_objection
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
-from crowdsurf.protocol.checks import CASE_KINDS, LAST_WORDS, check_slot_form
+from crowdsurf.protocol.checks import CASE_KINDS, LAST_WORDS, check_lock, check_slot_form
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.effects import (
     CancelWork,
@@ -241,7 +241,7 @@ class Node:
             return
         if sender not in self.chain.head.roster.indexes:
             raise Refusal(Code.NOT_MEMBER, "the sender is not in the roster of this step")
-        self._on_step_message(envelope, now)
+        self._on_step_message(source, self.machine, envelope, now)
 
     def _on_case_message(self, source: PeerId, opened: Opened, now: float) -> None:
         """What is said about a case; an objection to the step under way is for that step first."""
@@ -252,20 +252,24 @@ class Node:
         else:
             self.auditor.on_message(source, opened, head, machine.transcript if machine is not None else None)
 
-    def _on_step_message(self, envelope: Envelope, now: float) -> None:
-        if self.machine is None:
-            return
+    def _on_step_message(self, source: PeerId, machine: StepMachine, envelope: Envelope, now: float) -> None:
+        known = machine.transcript.said_in(envelope)
+        if known is not None and known.envelope == envelope:  # most of what is handed on; its signature was checked
+            machine.on_handed_on(source, known)
+            raise Refusal(Code.DUPLICATE, "heard before")
         opened = self._open(envelope)
         check_slot_form(envelope)
-        conflict = self.machine.transcript.check_slot(opened)
+        conflict = machine.transcript.check_slot(opened)
         if conflict is not None:
-            self.machine.keep_conflicting(opened, now)
+            machine.keep_conflicting(opened, now)
             if len(self.evidence) < limits.EVIDENCE_MAX:
                 self.evidence.append(conflict)
             self.auditor.on_conflict(conflict, self.chain.head)
             raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
-        check_echo(opened, self.machine.proposer(envelope.view), self._verify)
-        self.machine.on_message(opened, now)
+        check_echo(opened, machine.proposer(envelope.view), self._verify)
+        check_lock(opened, self.chain.head.roster, machine.quorum, self._verify)
+        machine.on_message(opened, now)
+        machine.on_handed_on(source, opened)
         if envelope.kind == Kind.PROJECTION:
             self.auditor.on_projection(opened, self.chain.head)
 

@@ -478,7 +478,8 @@ def overlooked(
     """Work the header leaves out although this voter holds it: (whose, what), empty when nothing was dropped.
 
     A voter that holds an aggregate or a nonce does not sign a header without it, so a proposer alone cannot
-    void somebody's work; it forwards what it holds instead (SPEC R-4.24).
+    void somebody's work; it forwards what it holds instead (SPEC R-4.24). The same for the ban of somebody that has
+    signed two cuts of one view, or of anybody: with a ban a step blames nobody who acted on the other cut (R-7.2).
     """
     cut = transcript.cut(header.cut)
     if cut is None:
@@ -486,7 +487,7 @@ def overlooked(
     void = [] if withheld(header) else [part for part, name in enumerate(header.parts) if not name]
     held = counting(facts, transcript, blobs, Digest(header.cut), cut, void, scrutiny, INSISTING) if void else []
     duties = facts.duties(cut)
-    dropped = []
+    dropped = [] if header.bans else [(peer, "two cuts") for peer in sorted(transcript.proposed_twice)]
     for part, (name, shown) in zip(void, held, strict=True):
         if name or (shown and not header.projections[part] and scrutiny is not None):
             dropped.append((duties[part], "aggregate" if name else "projection"))

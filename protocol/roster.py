@@ -140,8 +140,8 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     silent, at_fault = withheld(header), blamed(header)
     failed = set() if silent else {index for part, index in enumerate(aggregators) if _is_failure(header, part)}
     contributors = set(indexes_of(header.contributors))
-    if len(contributors) < enough_to_be_named(len(roster)):
-        failed = set()
+    if len(contributors) < enough_to_be_named(len(roster)) or header.bans:
+        failed = set()  # who is banned may have proposed two cuts: those that acted on the other one could do nothing
     present = contributors - failed - silent
     excused, heard = set(indexes_of(header.excused)), set(indexes_of(header.heard)) - contributors
     if 2 * len(failed) >= len(contributors):

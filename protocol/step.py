@@ -56,6 +56,7 @@ from crowdsurf.protocol.messages import (
     bitmap_of,
 )
 from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.proposals import Proposals
 from crowdsurf.protocol.roster import quorum_of
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
 from crowdsurf.protocol.voice import Voice
@@ -105,6 +106,7 @@ class StepMachine:
         self.heard_in_time: frozenset[PeerId] = frozenset()
         """Whose commit had come when this member accepted its first cut."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
+        self._proposals = Proposals(self.holdings, self.ballot, self.proposer, self._asking)
         self._pulled = self._work_failed = False
         self._grace = Grace(facts.manifest.deadlines, now)
         held, tell = self.holdings, lambda effect: self.effects.append(effect)
@@ -121,6 +123,8 @@ class StepMachine:
         for opened in signed:
             self._voice.recall(opened)
             self._election.recall(opened)
+            if isinstance(opened.payload, ViewChange):  # others rely on its having done with the views before
+                self.ballot.view = max(self.ballot.view, opened.envelope.view)
             self.transcript.add(opened)
             self._count(opened)
         for opened in heard:
@@ -270,7 +274,7 @@ class StepMachine:
         if self.phase is Phase.PROPOSE:
             return self._propose_trigger(late, now)
         if self.phase is Phase.SIGN or accepted is None:
-            return Trigger.VIEW_CHANGED if late else None
+            return self._give_up(now) if late else None
         if self.phase is Phase.PROJECT:
             return Trigger.CHECKS_DONE if late or accepted.has_scrutinized(self.gone) else None
         if self.phase is Phase.EXCHANGE:
@@ -292,11 +296,15 @@ class StepMachine:
     def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
             return Trigger.CUT_ACCEPTED
+        return self._give_up(now) if late else None
+
+    def _give_up(self, now: float) -> Trigger | None:
+        """Ask for the next view, unless that could not open yet, or this one has not."""
         too_few = len(self.transcript.commits) < self.quorum and self.ballot.lock is None
-        if late and (too_few or not self.ballot.is_open):
+        if too_few or not self.ballot.is_open:
             self._deadline = now + self._view_seconds()
             return None
-        return Trigger.VIEW_CHANGED if late else None
+        return Trigger.VIEW_CHANGED
 
     def parts_lacking(self) -> Iterator[Input]:
         """Inputs this member waits for."""
@@ -354,6 +362,7 @@ class StepMachine:
             schedule = lay_out(now, transfer, delivery, self._scrutiny is not None)
             known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
             self.effects += known.opening(self._elements)
+            self.effects += self._proposals.to_show(name)
         self.accepted, self._deadline = known, known.schedule.parts
         self.heard_in_time = self.heard_in_time or frozenset(self.transcript.commits)
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
@@ -480,12 +489,26 @@ class StepMachine:
             self.phase = follow(self.phase, Trigger.VIEW_CHANGED) or self.phase
 
     def _begin_wait(self, now: float) -> None:
-        if self.ballot.open(now, 2 * self._timing.delivery_seconds) and self.phase is Phase.PROPOSE:
+        """Whoever knows that a view is open tells those that may not: from now on it does without the view before, and
+        liars could have asked for this one here and nowhere else (SPEC R-4.29)."""
+        if not self.ballot.open(now, 2 * self._timing.delivery_seconds):
+            return
+        self._show_requests()
+        if self.accepted is not None:  # of the view before, while this one was not open
+            self.phase = follow(self.phase, Trigger.VIEW_CHANGED) or self.phase
+        if self.phase is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
+
+    def _show_requests(self) -> None:
+        """Hand the requests that open this member's view on to those that have not asked for it."""
+        asked = [said for said in self.transcript.of_kind(Kind.VIEW_CHANGE) if said.envelope.view >= self.ballot.view]
+        there = {said.sender for said in asked}
+        to = tuple(peer for peer in self._asking.others() if peer not in there)
+        self.effects += [SendEnvelope(to, said.envelope) for said in asked if to]
 
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
-        self._say(Kind.VIEW_CHANGE, view, b"", ViewChange(self.ballot.lock, self.ballot.lock_view))
+        self._say(Kind.VIEW_CHANGE, view, b"", self.ballot.change_of_view())
         for envelope in self.lock_grounds():
             self.effects.append(SendEnvelope(self._asking.others(), envelope))
 
@@ -498,15 +521,15 @@ class StepMachine:
 
     def _acceptable_cut(self) -> tuple[Digest, Cut] | None:
         """The cut of this view's proposer if all its commits are held; asks for what is missing otherwise."""
-        view = self.ballot.view
-        opened = self.transcript.proposal(self.proposer(view), view)
-        if opened is None or not isinstance(opened.payload, Cut):
-            return None
-        missing = self.transcript.missing_commits(opened.payload, self.facts.peers)
-        if missing:
-            self.effects += self._asking.for_messages(opened.sender, missing, None)
-            return None
-        return opened.digest, opened.payload
+        found = self._proposals.proposed(self.accepted is None)
+        self.effects += self._proposals.to_ask(found)
+        return self._proposals.acceptable(found)
+
+    def on_handed_on(self, source: PeerId, said: Opened) -> None:
+        """Somebody else than its author has shown a message."""
+        if source != said.sender and isinstance(said.payload, Cut):
+            found = self._proposals.proposed(self.accepted is None)
+            self.effects += self._proposals.to_ask(found, source) if found is said else []
 
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
         """Make room for it, if it is of a cut that this member has accepted: others cost their author nothing."""
@@ -543,6 +566,8 @@ class StepMachine:
         for opened in self.transcript.own(self.me):
             if opened.envelope.kind not in _OF_ONE_VIEW or opened.envelope.view == self.ballot.view:
                 self.effects.append(SendEnvelope(self._asking.others(), opened.envelope))
+        if self.ballot.view > 0 and self.ballot.is_open:
+            self._show_requests()
         if self.phase is Phase.AGGREGATE and self.accepted is not None:
             for part in self.aggregates_lacking():
                 self._pull_aggregate(self.accepted, part)

@@ -12,10 +12,20 @@ from collections.abc import Mapping, Sequence
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import cut_objected_to
-from crowdsurf.protocol.envelope import Equivocation, Opened, Slot
+from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, slot_of
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.messages import Accusation, Aggregate, Commit, Cut, Header, Kind, Prepare, Projection, Reveal
+from crowdsurf.protocol.messages import (
+    Accusation,
+    Aggregate,
+    Commit,
+    Cut,
+    Envelope,
+    Header,
+    Kind,
+    Projection,
+    Reveal,
+)
 
 _MESSAGES_OF_A_KIND_MAX = limits.ROSTER_PEERS_MAX // 2
 """Slots of one kind that one member can fill in a step: an objection to every liar there may be, messages of so many
@@ -39,6 +49,8 @@ class Transcript:
         """By sender and digest of the nonce, of which a liar may open several."""
         self._proposals: dict[tuple[PeerId, int], Opened] = {}
         self._outcomes: dict[tuple[PeerId, int], Opened] = {}
+        self.proposed_twice: set[PeerId] = set()
+        """Who has signed two cuts of one view: honest members may have acted on either."""
         self.aggregates: dict[tuple[bytes, int, PeerId], Opened] = {}
         """By cut digest, part and sender; whether the sender is the part's aggregator is for the caller to ask."""
         self.projections: dict[tuple[bytes, int, PeerId], Opened] = {}
@@ -53,8 +65,6 @@ class Transcript:
         self._witnesses: dict[tuple[bytes, int], dict[bytes, set[PeerId]]] = {}
         """Whose reveals name which aggregate, by cut and part."""
         self._objectors: dict[tuple[bytes, bytes], set[PeerId]] = {}
-        self._prepared: dict[tuple[int, bytes], set[PeerId]] = {}
-        """Who has prepared which header in which view, each the first one of a view."""
 
     def check_slot(self, opened: Opened) -> Equivocation | None:
         """Proof of equivocation if the sender filled this slot differently.
@@ -66,7 +76,7 @@ class Transcript:
             if known.digest == opened.digest:
                 raise Refusal(Code.DUPLICATE, "heard before")
             return Equivocation(known.envelope, opened.envelope)
-        if self._has_said_enough(opened) and not self._is_prepared_by_another(opened):
+        if self._has_said_enough(opened):
             raise Refusal(Code.QUEUE_FULL, "too many messages of one kind in one step")
         return None
 
@@ -76,13 +86,6 @@ class Transcript:
     def _note(self, opened: Opened) -> None:
         key = opened.sender, opened.envelope.kind
         self._said[key] = self._said.get(key, 0) + 1
-
-    def _is_prepared_by_another(self, opened: Opened) -> bool:
-        """Whether this is a prepare for a header that somebody else has prepared in that view, too: it may belong to a
-        quorum that somebody's lock rests on, so it counts whatever else its sender has signed (SPEC R-4.42)."""
-        said = opened.payload
-        others = self._prepared.get((opened.envelope.view, said.header), set()) if isinstance(said, Prepare) else set()
-        return bool(others - {opened.sender})
 
     def add(self, opened: Opened) -> None:
         """Keep a message whose slot was checked."""
@@ -94,8 +97,6 @@ class Transcript:
             self._messages_of(payload, sender).append(opened)
         elif isinstance(payload, Reveal):
             self._add_reveal(opened, payload)
-        elif isinstance(payload, Prepare):
-            self._prepared.setdefault((opened.envelope.view, payload.header), set()).add(sender)
         elif isinstance(payload, Accusation):
             self._objectors.setdefault((cut_objected_to(payload), payload.accused), set()).add(sender)
         elif isinstance(payload, Projection):
@@ -240,6 +241,10 @@ class Transcript:
         """What a member said in a slot, if heard."""
         return self._slots.get((peer, slot))
 
+    def said_in(self, envelope: Envelope) -> Opened | None:
+        """What the sender of an envelope said in its slot, if heard. The envelope need not have been opened."""
+        return self.said(PeerId(envelope.sender), slot_of(envelope))
+
     def own(self, peer: PeerId) -> list[Opened]:
         """Everything a member said, in the order heard; what a peer sends again when a step stalls."""
         return [opened for (sender, _), opened in self._slots.items() if sender == peer]
@@ -252,10 +257,8 @@ class Transcript:
     def add_conflicting(self, opened: Opened) -> bool:
         """Keep a commit, cut, aggregate, reveal or projection whose sender also sent another one: a cut, a nonce or a
         header may need either, and whoever accepted that must be able to show it. The proof against the sender is the
-        caller's. Counts against the sender's share. Whether it was new; of a prepare, whether it counts nonetheless."""
+        caller's. Counts against the sender's share. Whether it was new."""
         sender, payload = opened.sender, opened.payload
-        if isinstance(payload, Prepare):
-            return self._is_prepared_by_another(opened)
         if sender in self._by_digest.get(opened.digest, {}) or (
             self._has_said_enough(opened) and not self._is_named(opened)
         ):
@@ -266,6 +269,7 @@ class Transcript:
             self._add_commit(opened, payload)
         elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
+            self.proposed_twice.add(sender)
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
                 return False

@@ -102,9 +102,28 @@ def test_the_lock_of_the_highest_view_is_required_if_a_quorum_has_prepared_it() 
     assert state.strongest_lock() == FIRST
     prepared(state, SECOND, 2)
     assert state.strongest_lock() == SECOND
-    assert len(state.proof_of(SECOND, 2)) == 3
+    assert len(state.prepares_of(SECOND, 2)) == 3
     state.lock_on(FIRST, 4)
     assert state.strongest_lock() == FIRST
+
+
+def test_a_lock_is_believed_by_what_comes_with_it_alone() -> None:
+    """A liar may have prepared something else first, as far as others know."""
+    voter, other = ballot(), ballot()
+    prepared(voter, SECOND, 0, by=4)
+    voter.lock_on(SECOND, 0)
+    change = voter.change_of_view()
+    assert [index for index, _ in change.proof] == [0, 1, 2]
+    other.request(B, 1, change)
+    assert other.strongest_lock() == SECOND
+    assert not other.may_vote(0, header_digest(SECOND)), "it has no prepares to keep with its vote"
+
+
+def test_who_has_lost_the_prepares_in_a_restart_shows_none() -> None:
+    state = ballot()
+    prepared(state, SECOND, 0, by=2)
+    state.lock_on(SECOND, 0)
+    assert state.change_of_view() == ViewChange(SECOND, 0)
 
 
 def test_two_locks_of_one_view_are_decided_alike_everywhere() -> None:

@@ -13,6 +13,7 @@ from crowdsurf.protocol.checks import (
     check_aggregate,
     check_commit,
     check_cut,
+    check_lock,
     check_projection,
     check_proposer,
     check_reveal,
@@ -20,7 +21,17 @@ from crowdsurf.protocol.checks import (
 )
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Aggregate, Cut, Kind, Projection, Reveal, bitmap_of
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Cut,
+    Kind,
+    Prepare,
+    Projection,
+    Reveal,
+    ViewChange,
+    bitmap_of,
+    header_digest,
+)
 from crowdsurf.protocol.transcript import Transcript
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.swarm import name, verify_mac
@@ -98,6 +109,41 @@ def test_only_the_views_proposer_proposes() -> None:
 )
 def test_bad_cuts(commits: Any, code: Code) -> None:
     refused(lambda: check_cut(STEP.facts, Cut(STEP.head.previous, commits)), code)
+
+
+HEADER = header_digest(STEP.header)
+
+
+def proof(*members: int, view: int = 0, header: bytes = HEADER) -> tuple[tuple[int, bytes], ...]:
+    """Prepares of these members, as a request for a view shows them."""
+    said = [STEP.say(member, Kind.PREPARE, Prepare(header), view) for member in members]
+    return tuple((member, opened.envelope.signature) for member, opened in zip(members, said, strict=True))
+
+
+def test_what_is_shown_for_a_lock_is_a_quorum_of_prepares() -> None:
+    def check(change: ViewChange) -> None:
+        said = STEP.say(0, Kind.VIEW_CHANGE, change, 2)
+        check_lock(said, STEP.head.roster, 3, verify_mac)
+
+    check(ViewChange(None, 0))
+    check(ViewChange(STEP.header, 0))
+    check(ViewChange(STEP.header, 0, proof(0, 1, 3)))
+    check(ViewChange(STEP.header, 1, proof(1, 2, 3, view=1)))
+    another_step = msgspec.structs.replace(STEP.header, step=1)
+    for change in (
+        ViewChange(STEP.header, 0, proof(0, 1)),
+        ViewChange(STEP.header, 0, proof(0, 1, 2, 3)),
+        ViewChange(STEP.header, 0, proof(0, 3, 1)),
+        ViewChange(STEP.header, 0, proof(0, 1, 1)),
+        ViewChange(STEP.header, 0, (*proof(0, 1), (4, bytes(64)))),
+        ViewChange(STEP.header, 0, proof(0, 1, 2, view=1)),
+        ViewChange(STEP.header, 0, proof(0, 1, 2, header=name("another header"))),
+        ViewChange(STEP.header, 0, (*proof(0, 1), (2, proof(3)[0][1]))),
+        ViewChange(STEP.header, 2, proof(0, 1, 2, view=2)),
+        ViewChange(None, 0, proof(0, 1, 2)),
+        ViewChange(another_step, 0, proof(0, 1, 2, header=header_digest(another_step))),
+    ):
+        refused(partial(check, change), Code.BAD_CERTIFICATE)
 
 
 def test_a_cut_of_another_chain() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import AuditSection
-from crowdsurf.protocol.messages import Ban, Header, bitmap_of
+from crowdsurf.protocol.messages import Ban, Header, Reason, bitmap_of
 from crowdsurf.protocol.roster import (
     REST_DOUBLINGS_MAX,
     REST_FORGOTTEN_STEPS,
@@ -30,7 +30,7 @@ from crowdsurf.protocol.roster import (
     withheld,
 )
 from tests.protocol.builders import CompleteStep
-from tests.protocol.swarm import FakeSigner
+from tests.protocol.swarm import FakeSigner, name
 
 NEWCOMERS: tuple[bytes, ...] = tuple(sorted(FakeSigner(number).peer_id for number in range(50, 60)))
 STEP = CompleteStep(4)
@@ -111,6 +111,13 @@ def test_a_void_part_costs_nothing_where_few_have_contributed() -> None:
     two = follow(roster, contributors=bitmap_of([0, 3], 4), parts=lame)
     assert [member.strikes for member in two.members] == [0, 0, 0, 0]
     assert missed(two) == [0, 1, 1, 0]
+
+
+def test_a_void_part_costs_nothing_in_a_step_that_bans_somebody() -> None:
+    """It may be banned for two cuts, and an honest member have acted on the other one."""
+    roster, ban = STEP.head.roster, Ban(STEP.peers[0], Reason.EQUIVOCATION, 0, name("case"))
+    after = follow(roster, parts=without(STEP.header.parts, 3), bans=(ban,))
+    assert [member.strikes for member in after.members] == [0, 0, 0]
 
 
 def test_a_member_drops_out_after_too_many_missed_steps_in_a_row() -> None:

@@ -49,21 +49,6 @@ def test_a_share_is_enough_for_an_objection_to_every_liar() -> None:
     assert transcript._MESSAGES_OF_A_KIND_MAX >= (limits.ROSTER_PEERS_MAX - 1) // 2
 
 
-def test_a_prepare_counts_if_somebody_else_has_prepared_the_same_whatever_its_sender_signs() -> None:
-    """A lock rests on it; whoever did not believe that lock could certify another header."""
-    heard, true, false = Transcript(), Prepare(name("header")), Prepare(name("garbage"))
-    heard.add(STEP.say(0, Kind.PREPARE, false, 7))
-    second = STEP.say(0, Kind.PREPARE, true, 7)
-    assert heard.check_slot(second) is not None
-    assert not heard.add_conflicting(second)  # nobody else has prepared it: there could be any number of them
-    heard.add(STEP.say(1, Kind.PREPARE, true, 7))
-    assert heard.add_conflicting(second)
-    for view in range(transcript._MESSAGES_OF_A_KIND_MAX):
-        heard.add(STEP.say(2, Kind.PREPARE, false, 100 + view))
-    refused(lambda: heard.check_slot(STEP.say(2, Kind.PREPARE, false, 8)), Code.QUEUE_FULL)
-    assert heard.check_slot(STEP.say(2, Kind.PREPARE, true, 7)) is None
-
-
 def test_what_a_cut_names_is_taken_however_many_its_author_has_signed() -> None:
     heard = Transcript()
     commits = [

@@ -187,6 +187,16 @@ def test_after_a_restart_no_header_of_a_view_is_prepared_that_was_shown_before()
     assert voter.machine.ballot.prepared == (-1, b"")
 
 
+def test_a_member_that_asked_for_a_view_before_a_restart_is_in_it_after() -> None:
+    """Others have gone on without it in the view before, and count on its not coming back."""
+    voter = Voter(signed=(STEP.say(ME, Kind.VIEW_CHANGE, ViewChange(None, 0), 1),))
+    assert voter.machine.ballot.view == 1
+    assert votes(voter.propose(GOOD)) == []
+    voter.ask_for_view(1)
+    voter.propose(GOOD, view=1)
+    assert votes(voter.wait(lambda: voter.machine.ballot.knows_locks)) == [(1, NAME)]
+
+
 def test_a_header_that_others_show_is_asked_for_if_the_proposer_does_not_send_it() -> None:
     voter = Voter()
     outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)

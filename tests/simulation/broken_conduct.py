@@ -173,7 +173,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (10, 17, 32, 86, 94, 111), faults=ROUGH)
+@defect("stays_locked", (62, 83, 84), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 

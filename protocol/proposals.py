@@ -1,0 +1,64 @@
+"""Which proposed cut a member acts on, and how it comes by the commits that the cut names.
+
+The idea: a proposer may show its cut to some, or show it late, or keep back commits that it names; whoever does not
+act on the cut that others act on misses all that follows, and would lose its place for it. So whoever accepts a cut
+shows it to everybody, and has its commits for whoever asks. SPEC R-4.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crowdsurf.protocol.asking import Asking
+from crowdsurf.protocol.ballot import Ballot
+from crowdsurf.protocol.effects import Effect, SendEnvelope, SendWant
+from crowdsurf.protocol.envelope import Opened
+from crowdsurf.protocol.holdings import Holdings
+from crowdsurf.protocol.ids import Digest, PeerId
+from crowdsurf.protocol.messages import Cut, Kind
+
+
+class Proposals:
+    """The cuts proposed in one step, as one member sees them."""
+
+    def __init__(
+        self, holdings: Holdings, ballot: Ballot, proposer_of: Callable[[int], PeerId], asking: Asking
+    ) -> None:
+        self._transcript, self._peers = holdings.transcript, holdings.facts.peers
+        self._ballot = ballot
+        self._proposer_of = proposer_of
+        self._asking = asking
+
+    def proposed(self, is_first: bool) -> Opened | None:
+        """The cut of this view's proposer, if it was heard. While this member's view is not open others are in the one
+        before: then, if it is the first one that it would act on, the cut of that view, too. To have given up a moment
+        before others must cost nobody its place."""
+        ballot = self._ballot
+        views = [ballot.view] if ballot.is_open or not is_first else [ballot.view, ballot.open_view]
+        found = (self._transcript.proposal(self._proposer_of(view), view) for view in views)
+        return next((opened for opened in found if opened is not None), None)
+
+    def acceptable(self, proposal: Opened | None) -> tuple[Digest, Cut] | None:
+        """A cut if all its commits are held."""
+        if proposal is None or not isinstance(proposal.payload, Cut) or self._missing(proposal.payload):
+            return None
+        return proposal.digest, proposal.payload
+
+    def to_ask(self, proposal: Opened | None, source: PeerId | None = None) -> list[Effect]:
+        """Ask for the commits that a cut names and that are not here: its proposer, or whoever else has shown the cut
+        and so has all of them, because the proposer may have kept some from this member."""
+        if proposal is None or not isinstance(proposal.payload, Cut):
+            return []
+        missing = self._missing(proposal.payload)
+        if missing and source is not None:
+            return [SendWant(source, tuple(missing))]
+        return self._asking.for_messages(proposal.sender, missing, None)
+
+    def to_show(self, name: Digest) -> list[Effect]:
+        """Show everybody a cut that was accepted, as its proposer has signed it."""
+        others = self._asking.others()
+        said = (opened for opened in self._transcript.find(name) if opened.envelope.kind == Kind.PROPOSAL)
+        return [SendEnvelope(others, opened.envelope) for opened in said if opened.sender in others]
+
+    def _missing(self, cut: Cut) -> list[Digest]:
+        return self._transcript.missing_commits(cut, self._peers)

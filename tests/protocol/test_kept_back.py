@@ -1,0 +1,93 @@
+"""What a proposer can do with the cut: show it to some, show it late, keep back what it names, show two.
+
+The idea: whole nodes, and liars that propose to all but nearly half of the members: one less than drag the others into
+the next view, and too few for it to be the network that failed. Whoever does not act on the cut misses the step.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from crowdsurf.protocol import events, limits, wire
+from crowdsurf.protocol.envelope import Slot, seal
+from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import AuditSection
+from crowdsurf.protocol.messages import Cut, Envelope, Kind, Reason
+from tests.protocol.swarm import FakePeer, Swarm
+
+COUNT, STEPS = 9, 16
+
+
+class KeptBack:
+    """Four liars of nine, and four honest members from whom they keep what decides who acts on a cut."""
+
+    def __init__(self, seed: int, late_seconds: float = 0.0, kinds: tuple[Kind, ...] = (Kind.PROPOSAL,)) -> None:
+        self.swarm = Swarm(COUNT, seed=seed, steps=STEPS, audit=AuditSection(rate=0.0625))
+        peers = self.swarm.list
+        self.liars = [peers[(seed + 2 * number) % COUNT] for number in range((COUNT - 1) // 2)]
+        self.honest = [peer for peer in peers if peer not in self.liars]
+        self.victims = {peer.id for peer in self.honest[1:]}
+        self.late_seconds = late_seconds
+        self.kinds = kinds
+        self._deliver = self.swarm.deliver
+        self.swarm.deliver = self.deliver  # type: ignore[method-assign]
+
+    def deliver(self, sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+        if said is None or sender not in self.liars or said.sender != sender.id or said.kind not in self.kinds:
+            return self._deliver(sender, to, event)
+        if to in self.victims:
+            return self.to_victim(sender, to, said)
+        if self.late_seconds and said.kind == Kind.PROPOSAL:
+            return self.swarm.at(self.swarm.now + self.late_seconds, lambda: self.swarm.peers[to].give(event))
+        return self._deliver(sender, to, event)
+
+    def to_victim(self, sender: FakePeer, to: PeerId, said: Envelope) -> None:
+        """Nothing."""
+
+    def run(self) -> None:
+        self.swarm.start()
+        heads = [peer.node.chain for peer in self.honest]
+        assert self.swarm.run(lambda: all(chain.head.step >= STEPS for chain in heads), 1000.0)
+        assert self.swarm.violations == []
+
+    def honest_strikes(self) -> list[int]:
+        """Of the honest ones that are members when all is over."""
+        roster = self.honest[0].node.chain.head.roster
+        return [member.strikes for member in roster.members if member.peer in {peer.id for peer in self.honest}]
+
+
+@pytest.mark.parametrize(("seed", "late_seconds"), [(0, 0.0), (1, 0.0), (0, 0.95), (1, 0.99)])
+def test_a_cut_that_nearly_half_are_not_shown_costs_nobody_its_place(seed: int, late_seconds: float) -> None:
+    """Whoever accepts it shows it to them, and they act on it also when they have given up on the view by then."""
+    played = KeptBack(seed, late_seconds)
+    played.run()
+    assert played.honest_strikes() == [0] * 5
+
+
+def test_commits_that_a_cut_names_and_nearly_half_were_not_sent_are_had_of_whoever_shows_the_cut() -> None:
+    played = KeptBack(1, kinds=(Kind.PROPOSAL, Kind.COMMIT))
+    played.run()
+    assert played.honest_strikes() == [0] * 5
+
+
+class TwoCuts(KeptBack):
+    """The victims are shown another cut: one without its proposer, or without the first one in it."""
+
+    def to_victim(self, sender: FakePeer, to: PeerId, said: Envelope) -> None:
+        cut = wire.unpack(said.payload, Cut, limits.ENVELOPE_BYTES_MAX)
+        other = Cut(cut.previous, cut.commits[1:])
+        slot = Slot(said.step, said.view, Kind.PROPOSAL, b"")
+        shown = seal(sender.signer, said.run_id, slot, other).envelope
+        self._deliver(sender, to, events.EnvelopeReceived(sender.id, shown))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_who_proposes_two_cuts_is_banned_and_whoever_acted_on_one_of_them_is_blamed_for_nothing(seed: int) -> None:
+    played = TwoCuts(seed)
+    played.run()
+    assert played.honest_strikes() == [0] * 5
+    bans = [ban for _, ban in played.honest[0].node.chain.bans]
+    assert bans
+    assert {ban.reason for ban in bans} == {Reason.EQUIVOCATION}
+    assert {ban.peer for ban in bans} <= {peer.id for peer in played.liars}
