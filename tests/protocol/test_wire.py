@@ -211,3 +211,12 @@ def test_what_has_no_place_in_a_type_takes_no_memory(kind: type, item: bytes) ->
 def test_long_strings_are_bounded_by_the_message() -> None:
     for head in (b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x05"):
         refused(partial(wire.unpack, head + bytes(100), Envelope, SIZE), Code.MALFORMED)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [b"\xd4\x05x", b"\x82\x01\x02\xa1a\x03", b"\x82\xc0\x01\xa1a\x03"],
+    ids=["extension", "mixed keys", "no key"],
+)
+def test_what_we_never_write_is_refused_where_a_type_holds_anything(item: bytes) -> None:
+    refused(partial(wire.unpack, b"\x92\x01" + item, list, SIZE), Code.MALFORMED)
