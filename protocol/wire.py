@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Code, Refusal, one_line
 
 T = TypeVar("T")
+
+REASON_CHARACTERS_MAX = 200
+"""What is said about bytes that do not fit their type. It quotes names that the sender chose, of any length."""
 
 
 def pack(value: Any) -> bytes:
@@ -46,4 +49,4 @@ def unpack(data: bytes | memoryview, kind: type[T], bytes_max: int) -> T:
 
 
 def _malformed(kind: type, error: Exception) -> Refusal:
-    return Refusal(Code.MALFORMED, f"{kind.__name__}: {error}")
+    return Refusal(Code.MALFORMED, f"{kind.__name__}: {one_line(str(error), REASON_CHARACTERS_MAX)}")

@@ -168,6 +168,17 @@ def test_another_runs_manifest_convinces_nobody(call: Call, tmp_path: Path) -> N
     assert "another run" in answer["evidence"]["problem"]
 
 
+def test_a_manifest_writes_nothing_on_the_terminal(call: Call, tmp_path: Path) -> None:
+    forged = tmp_path / "forged"
+    forged.write_bytes(msgspec.msgpack.encode({"\x1b]0;title\x07\x1b[2JEverything holds." + "A" * 10_000: 1}))
+    code, answer, said = call("why", "abc", "--file", tmp_path / "x", "--manifest", forged)
+    assert code == 1
+    assert "is no manifest, or is damaged" in answer["error"]["message"]
+    assert answer["error"]["message"].isprintable()
+    assert "\x1b" not in said
+    assert len(said) < 1000
+
+
 @pytest.mark.parametrize("missing", ["--file", "--manifest"])
 def test_file_and_manifest_go_together_and_must_exist(missing: str, call: Call, tmp_path: Path) -> None:
     assert call("why", "abc", missing, tmp_path / "x")[0] == 2

@@ -220,3 +220,15 @@ def test_long_strings_are_bounded_by_the_message() -> None:
 )
 def test_what_we_never_write_is_refused_where_a_type_holds_anything(item: bytes) -> None:
     refused(partial(wire.unpack, b"\x92\x01" + item, list, SIZE), Code.MALFORMED)
+
+
+HIDING = "\x1b]0;title\x07\x1b[2J\u202eEverything holds.\nNo, really."
+
+
+def test_a_refusal_quotes_names_that_the_sender_chose_short_and_in_visible_characters() -> None:
+    for text in (HIDING, HIDING + "A" * 60_000, "\n" * 60_000):
+        with pytest.raises(Refusal) as caught:
+            wire.unpack(msgpack.packb({text: 1}), Mapped, SIZE * 2)
+        assert caught.value.detail.isprintable()
+        assert caught.value.detail.startswith("Mapped: Object contains unknown field")
+        assert len(caught.value.detail) <= wire.REASON_CHARACTERS_MAX + len("Mapped: ")
