@@ -248,13 +248,14 @@ class Daemon:
         last_known = LastKnownPeers.open(place.folder / "peers")
         if last_known.warning:
             log.warning("%s", last_known.warning)
+        last_known.doubt_steps_after(node.chain.head.step)
         for known in last_known.peers():
             if known.addresses and not self._book.of(PeerId(known.peer)):
                 self._book.add(PeerId(known.peer), known.addresses)
         discovery = Discovery(
             place.directory, place.transport, place.key, node.chain.run_id, self._book, last_known, place.clock
         )
-        discovery.step = lambda: node.chain.head.step
+        discovery.step, discovery.members = lambda: node.chain.head.step, Members(node)
         self._book.contacts = node.contacts
         place.directory.keep(node.contacts)
         taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
