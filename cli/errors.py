@@ -51,7 +51,10 @@ def is_typers_own(error: BaseException) -> bool:
 
 def report(error: BaseException, line: CommandLine) -> int:
     """Say what went wrong; the exit code."""
+    from crowdsurf.protocol.errors import printable
+
     code, sentence = explain(error, line)
+    sentence = printable(sentence)  # it may quote a file, or a peer
     print(f"crowdsurf: {sentence}", file=sys.stderr)
     if line.json and not line.answered:
         _print_error(code, sentence)
@@ -87,10 +90,12 @@ def explain(error: BaseException, line: CommandLine) -> tuple[int, str]:
 
 def _bug(error: BaseException, line: CommandLine) -> str:
     """Keep the traceback where the user finds it."""
+    from crowdsurf.protocol.errors import printable
+
     what = f"this is a bug in crowdsurf ({type(error).__name__}: {error})"
     text = "".join(traceback.format_exception(error))
     if "debug" in (line.option("--log-level"), os.environ.get("CROWDSURF_LOG_LEVEL")):
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
         return f"{what}; please report it with the traceback above"
     home = Path(line.option("--home") or os.environ.get("CROWDSURF_HOME") or "~/.crowdsurf").expanduser()
     try:

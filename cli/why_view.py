@@ -42,14 +42,20 @@ def sentences(why: Why) -> Iterator[str]:
     if why.judgement is not None:
         yield from _judgement(why.judgement, why.standing is None)
     elif why.problem is not None:
-        yield f"The evidence in {why.file} does NOT hold: {why.problem}."
+        yield f"The evidence in {why.file} {'cannot be checked' if why.lacks_past else 'does NOT hold'}: {why.problem}."
     elif why.standing is not None and why.standing.banned is not None:
         yield (
             "There is no evidence of it in this home: this peer had no part in the case. Ask a peer that was a member "
             f"then for its file evidence/{peer_text(why.peer)}.evidence."
         )
-    if why.judgement is not None:
-        yield f"Anybody can check this again with the file {why.file} and the run's manifest: --file and --manifest."
+    if why.judgement is not None and why.lacks_past and why.exported is None:
+        yield (
+            f"The steps before the ban were taken from the journal here, and are not in the file {why.file}: for "
+            "anybody else write one that has them, with --export FILE."
+        )
+    elif why.judgement is not None:
+        file = why.exported or why.file
+        yield f"Anybody can check this again with the file {file} and the run's manifest: --file and --manifest."
 
 
 def _standing(standing: Standing) -> str:

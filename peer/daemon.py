@@ -28,6 +28,7 @@ from crowdsurf.peer.control_socket import ControlSocket
 from crowdsurf.peer.discovery import AddressBook, Discovery
 from crowdsurf.peer.driver import QUEUED_EVENTS_MAX, Driver, Parts
 from crowdsurf.peer.duties import Duties
+from crowdsurf.peer.evidence_keeper import EvidenceKeeper
 from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher, FetchServer
 from crowdsurf.peer.journal import Journal, read_journal
@@ -218,7 +219,8 @@ class Daemon:
         links.members = bulk.members = server.members = members
         self._node, self._links, self._duties = node, links, duties
         fetcher = Fetcher(place.transport)
-        evidence = EvidenceStore(place.folder, run_id)
+        evidence = EvidenceKeeper(EvidenceStore(place.folder, run_id))
+        stack.push_async_callback(evidence.close)
         keepers = (blobs, store, pool, duties, evidence)
         parts = Parts(node, journal, links, bulk, fetcher, *keepers, self.metrics, info.state_bytes)
         self._driver.bind(parts)
@@ -248,13 +250,14 @@ class Daemon:
         last_known = LastKnownPeers.open(place.folder / "peers")
         if last_known.warning:
             log.warning("%s", last_known.warning)
+        last_known.doubt_steps_after(node.chain.head.step)
         for known in last_known.peers():
             if known.addresses and not self._book.of(PeerId(known.peer)):
                 self._book.add(PeerId(known.peer), known.addresses)
         discovery = Discovery(
             place.directory, place.transport, place.key, node.chain.run_id, self._book, last_known, place.clock
         )
-        discovery.step = lambda: node.chain.head.step
+        discovery.step, discovery.members = lambda: node.chain.head.step, Members(node)
         self._book.contacts = node.contacts
         place.directory.keep(node.contacts)
         taking_part = asyncio.create_task(self._take_part(node, parts), name="taking part")
@@ -374,6 +377,7 @@ class Daemon:
         while self._stragglers(node, parts) and self._place.clock.monotonic_seconds() < give_up_at:
             await self._driver.serve_after_the_end(0.2)
         await parts.links.flush(1.0)
+        await parts.evidence.finish()
 
     def _stragglers(self, node: Node, parts: Parts) -> set[PeerId]:
         """Peers of a run that is over which are still at it."""

@@ -104,6 +104,8 @@ class Discovery:
         self._clock = clock
         self._saved: list[LastKnownPeer] = []
         self.step: Callable[[], int] = lambda: 0
+        self.members: Container[PeerId] = frozenset()
+        """Who belongs to the run, and is remembered before all others."""
 
     async def announce(self) -> None:
         """Publish our addresses. Raises WorldError."""
@@ -121,7 +123,7 @@ class Discovery:
             peer = PeerId(record.peer)
             if peer != self._key.peer_id and peer not in self._book.banned:
                 self._book.add(peer, record.addresses)
-                self._last_known.remember(peer, record.addresses, record.step)
+                self._last_known.remember(peer, record.addresses, self.step(), self.members)
 
     async def run(self) -> None:
         """Announce and search until cancelled. Raises WorldError once our own transport does not answer any more."""

@@ -18,7 +18,7 @@ from crowdsurf.peer.candidates import Begun, Candidates
 from crowdsurf.peer.clock import Clock
 from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.duties import Duties
-from crowdsurf.peer.evidence_store import EvidenceStore
+from crowdsurf.peer.evidence_keeper import EvidenceKeeper
 from crowdsurf.peer.fetch import Fetcher
 from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.links import Links
@@ -67,7 +67,7 @@ class Parts:
         store: StateStore,
         pool: SegmentPool,
         duties: Duties,
-        evidence: EvidenceStore,
+        evidence: EvidenceKeeper,
         metrics: Metrics,
         state_bytes: int,
     ) -> None:
@@ -257,7 +257,7 @@ class Driver:
         parts = self._parts
         await asyncio.to_thread(parts.journal.sync)  # it quotes the certified steps from there
         try:
-            await asyncio.to_thread(parts.evidence.save, effect.evidence)
+            await parts.evidence.keep(effect.evidence)
         except WorldError as error:
             log.warning("the evidence against …%s is not kept: %s", short(PeerId(effect.evidence.ban.peer)), error)
 

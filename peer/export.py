@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 
 from crowdsurf.peer.compute.client import ComputeClient
 from crowdsurf.peer.compute.segments import Segment
+from crowdsurf.peer.files import checked_target
 from crowdsurf.peer.journal import read_journal
 from crowdsurf.peer.keys import verify
 from crowdsurf.peer.launch import load_manifest
 from crowdsurf.peer.offline import Kept, mapped, state_digest, update_matches
 from crowdsurf.protocol.assignment import ELEMENT_BYTES, part_ranges
 from crowdsurf.protocol.chain import Chain
-from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
+from crowdsurf.protocol.errors import Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, digest_text
 from crowdsurf.protocol.manifest import Manifest, run_id_of
 from crowdsurf.protocol.messages import Header
@@ -53,7 +54,7 @@ async def export_model(folder: Path, out: Path) -> Exported:
 
     Raises MisuseError if there is no run, WorldError if journal or files are damaged or missing.
     """
-    manifest, out = load_manifest(folder), _checked_target(out)
+    manifest, out = load_manifest(folder), checked_target(out)
     with Kept(folder) as kept:
         headers = _headers(folder, manifest)
         client = ComputeClient()
@@ -74,13 +75,6 @@ async def export_model(folder: Path, out: Path) -> Exported:
         state_digest=digest_text(name),
         checked=model.checked,
     )
-
-
-def _checked_target(out: Path) -> Path:
-    out = out.expanduser().absolute()
-    if not out.parent.is_dir() or out.is_dir():
-        raise MisuseError(f"{out} cannot be written: its folder must exist, and it must be a file")
-    return out
 
 
 def _headers(folder: Path, manifest: Manifest) -> list[Header]:

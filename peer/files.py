@@ -11,6 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from crowdsurf.protocol.errors import MisuseError
+
 
 def write_whole(path: Path, data: bytes, *, replace: bool) -> bool:
     """Put `data` at `path`, durably. Blocks on the disk; raises OSError and then leaves `path` as it was.
@@ -50,3 +52,11 @@ def fsync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def checked_target(out: Path) -> Path:
+    """The absolute path of a file that our user wants written. Raises MisuseError if it cannot be one."""
+    out = out.expanduser().absolute()
+    if not out.parent.is_dir() or out.is_dir():
+        raise MisuseError(f"{out} cannot be written: its folder must exist, and it must be a file")
+    return out

@@ -1,12 +1,13 @@
 """Who we last met, kept on disk, so that a restart does not depend on one bootstrap address.
 
 The idea: a convenience, never a truth. The file is small, bounded and replaced as a whole; if it is damaged
-the peer starts without it and says so, and whatever it names is dialled and checked like any stranger.
+the peer starts without it and says so, and whatever it names is dialled and checked like any stranger. What counts is
+what we know for ourselves, a peer's place in the run and our own step: identities and their claims cost nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from crowdsurf.protocol.errors import Refusal, WorldError
 from crowdsurf.protocol.ids import PEER_ID_BYTES, PeerId
 
 PEERS_MAX = 64
-"""Peers remembered; those seen in the latest steps stay."""
+"""Peers remembered: members first, then those that were members in the latest steps; strangers fill what is left."""
 
 _FILE_BYTES_MAX = PEERS_MAX * (limits.DHT_RECORD_BYTES_MAX + PEER_ID_BYTES)
 
@@ -33,7 +34,7 @@ class LastKnownPeer(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     addresses: Annotated[tuple[Address, ...], msgspec.Meta(max_length=limits.ADDRESSES_PER_PEER_MAX)]
     """Multiaddresses as text."""
     step: Annotated[int, msgspec.Meta(ge=0)]
-    """The step in which we saw it last."""
+    """Our own step when it was a member last, as far as we know; 0 of a stranger."""
 
 
 class _File(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -69,15 +70,25 @@ class LastKnownPeers:
         """Latest step first."""
         return sorted(self._peers.values(), key=lambda peer: (-peer.step, peer.peer))
 
-    def remember(self, peer: PeerId, addresses: Sequence[str], step: int) -> None:
-        """Note that `peer` was met in `step`. Addresses out of bounds are left out; an older step changes nothing."""
+    def remember(
+        self, peer: PeerId, addresses: Sequence[str], step: int, members: Container[PeerId] = frozenset()
+    ) -> None:
+        """Note where `peer` is; `step`, our own, counts if it is one of the `members`, whose places nobody else gets.
+
+        Addresses out of bounds are left out."""
         known = self._peers.get(peer)
-        if known is not None and known.step > step:
-            return
         usable = [address for address in addresses if len(address) <= limits.ADDRESS_BYTES_MAX]
-        self._peers[peer] = LastKnownPeer(peer, tuple(usable[: limits.ADDRESSES_PER_PEER_MAX]), step)
+        met = max(step if peer in members else 0, known.step if known is not None else 0)
+        self._peers[peer] = LastKnownPeer(peer, tuple(usable[: limits.ADDRESSES_PER_PEER_MAX]), met)
         if len(self._peers) > PEERS_MAX:
-            del self._peers[self.peers()[-1].peer]
+            others = [peer for peer in self._peers if PeerId(peer) not in members] or list(self._peers)
+            del self._peers[max(others, key=lambda peer: (-self._peers[peer].step, peer))]
+
+    def doubt_steps_after(self, step: int) -> None:
+        """Steps that we have not reached are nothing we could have seen: whoever has one is as good as a stranger."""
+        for known in self.peers():
+            if known.step > step:
+                self._peers[known.peer] = LastKnownPeer(known.peer, known.addresses, 0)
 
     def forget(self, peer: PeerId) -> None:
         """Drop a peer, for example one that was banned."""

@@ -8,7 +8,7 @@ time somebody asks, with no network and no trust in whoever wrote them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from crowdsurf.peer.keys import verify
 from crowdsurf.peer.launch import load_manifest
 from crowdsurf.peer.past import Banned, Note, Past, read_past
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.errors import MisuseError, Refusal, WorldError
+from crowdsurf.protocol.errors import Code, MisuseError, Refusal, WorldError
 from crowdsurf.protocol.evidence import EvidenceFile
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text
 from crowdsurf.protocol.manifest import Manifest, decode_manifest, run_id_of
@@ -57,6 +57,10 @@ class Why:
     """What checking the evidence has shown, if it holds."""
     problem: str | None = None
     """Why the evidence does not hold, if it does not."""
+    lacks_past: bool = False
+    """Whether the evidence file has no steps before the ban in it, so that nobody else can check it."""
+    exported: Path | None = None
+    """A file that has them, if one was asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; every field is documented in the README."""
@@ -67,6 +71,7 @@ class Why:
             **_standing_as_json(self.standing),
             "ban": self._ban(),
             "evidence": None if self.file is None else self._evidence(self.file),
+            "exported": None if self.exported is None else str(self.exported),
         }
 
     def _ban(self) -> dict[str, Any] | None:
@@ -129,13 +134,22 @@ def why_at_home(folder: Path, ending: str) -> Why:
         return Why(peer, manifest, standing)
     try:
         file = read_evidence(path)
-        if file.past_steps:
+        if not file.lacks_past:
             return _checked(Why(peer, manifest, standing, path), file)
-        # The past was too long for the file; here it is.
+        # There was no room for the past in the file; here it is.
         found = recheck(file.evidence, certificates_of(read_journal(folder)), manifest, verify)
-        return _of_the_peer(Why(peer, manifest, standing, path, found))
+        return _of_the_peer(Why(peer, manifest, standing, path, found, lacks_past=True))
     except (Refusal, WorldError) as error:
         return Why(peer, manifest, standing, path, problem=_text(error))
+
+
+def export_evidence(why: Why, folder: Path, out: Path) -> Why:
+    """Write the evidence of a run folder, with all steps before the ban, where anybody can be given it.
+
+    Raises MisuseError if nothing can be written there, WorldError if there is no evidence that holds, or no room."""
+    if why.judgement is None:
+        raise WorldError(f"there is no evidence against …{peer_text(why.peer)[-8:]} in {folder} that holds")
+    return replace(why, exported=EvidenceStore(folder, run_id_of(why.manifest)).export(why.peer, out))
 
 
 def why_of_file(path: Path, manifest_path: Path, ending: str) -> Why:
@@ -165,8 +179,17 @@ def _checked(why: Why, file: EvidenceFile) -> Why:
     try:
         found = recheck_file(file, why.manifest, verify)
     except Refusal as refusal:
-        return Why(why.peer, why.manifest, why.standing, why.file, problem=_text(refusal))
-    return _of_the_peer(Why(why.peer, why.manifest, why.standing, why.file, found))
+        if file.lacks_past and refusal.code is Code.BAD_CERTIFICATE:
+            return replace(why, problem=_missing(why.peer, file), lacks_past=True)
+        return replace(why, problem=_text(refusal))
+    return _of_the_peer(replace(why, judgement=found))
+
+
+def _missing(peer: PeerId, file: EvidenceFile) -> str:
+    return (
+        f"the {file.evidence.certificate.header.step} certified steps before the ban are missing in it; in the home of "
+        f"a peer of this run, crowdsurf why {peer_text(peer)} --export FILE writes a file that has them"
+    )
 
 
 def _of_the_peer(why: Why) -> Why:

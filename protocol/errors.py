@@ -10,6 +10,20 @@ from __future__ import annotations
 import enum
 
 
+def printable(text: str) -> str:
+    """Text that may hold a stranger's words, for a terminal or a log: whatever is no visible character (what moves the
+    cursor, changes colours or the direction of writing) is shown as its escape. Line breaks stay."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
+def one_line(text: str, characters_max: int) -> str:
+    """The same as one line without wide gaps, cut to so many characters."""
+    return printable(" ".join(text[:characters_max].split()))[:characters_max]
+
+
 class CrowdsurfError(Exception):
     """Base of every error this project raises on purpose; its text is one plain sentence."""
 

@@ -46,13 +46,18 @@ class EvidenceFile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     run_id: DigestBytes
     evidence: Evidence
     past: Annotated[tuple[Chapter, ...], msgspec.Meta(max_length=CHAPTERS_MAX)]
-    """The canonical bytes of every certificate from step 0 to the one before the ban, in order; nothing at all if the
-    past of the run is too long for a file."""
+    """The canonical bytes of every certificate from step 0 to the one before the ban, in order; nothing at all if
+    there was no room for the past of the run."""
 
     @property
     def past_steps(self) -> int:
         """How many certificates it holds besides the one that bans."""
         return sum(len(chapter) for chapter in self.past)
+
+    @property
+    def lacks_past(self) -> bool:
+        """Whether the past was left out. Only whoever has those certificates can check the evidence then."""
+        return not self.past and self.evidence.certificate.header.step > 0
 
     def certificates(self) -> Iterator[Certificate]:
         """The past, read one by one. Raises Refusal at the first that is no certificate."""
@@ -61,11 +66,11 @@ class EvidenceFile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
                 yield wire.unpack(data, Certificate, limits.CERTIFICATE_BYTES_MAX)
 
 
-def pack_evidence(run_id: bytes, evidence: Evidence, past: Iterable[bytes]) -> bytes:
+def pack_evidence(run_id: bytes, evidence: Evidence, past: Iterable[bytes], bytes_max: int = FILE_BYTES_MAX) -> bytes:
     """A file's bytes. `past`: the packed certificates from step 0 on; what comes after the ban is not looked at. If one
-    is missing, or they do not all fit, the past is left out: one with holes proves nothing."""
+    is missing, or `bytes_max` is too little for all, the past is left out: one with holes proves nothing."""
     steps = evidence.certificate.header.step
-    room = FILE_BYTES_MAX - len(wire.pack(evidence)) - 1024
+    room = bytes_max - len(wire.pack(evidence)) - 1024
     chapters: list[list[bytes]] = []
     for number, data in zip(range(steps), past, strict=False):
         room -= len(data) + 8  # its length, and now and then a chapter's

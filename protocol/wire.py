@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 import msgpack
 import msgspec
 
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Code, Refusal, one_line
 
 T = TypeVar("T")
+
+REASON_CHARACTERS_MAX = 200
+"""What is said about bytes that do not fit their type. It quotes names that the sender chose, of any length."""
 
 
 def pack(value: Any) -> bytes:
@@ -34,9 +37,16 @@ def unpack(data: bytes | memoryview, kind: type[T], bytes_max: int) -> T:
         # With the types in hand, and not first into plain values: an empty array is one byte here and 72 in memory.
         # Memory is taken for elements as they come, not for the length that an array or a map claims.
         value = msgspec.msgpack.decode(data, type=kind, strict=True)
-        canonical = pack(value)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Refusal(Code.MALFORMED, f"{kind.__name__}: {error}") from error
+        raise _malformed(kind, error) from error
+    try:
+        canonical = pack(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a type that holds anything: what we never write
+        raise _malformed(kind, error) from error
     if canonical != data:
         raise Refusal(Code.NOT_CANONICAL, f"{kind.__name__} is not in canonical form")
     return value
+
+
+def _malformed(kind: type, error: Exception) -> Refusal:
+    return Refusal(Code.MALFORMED, f"{kind.__name__}: {one_line(str(error), REASON_CHARACTERS_MAX)}")

@@ -15,13 +15,15 @@ from typing import Any
 from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from crowdsurf.protocol.errors import WorldError
+from crowdsurf.protocol.errors import WorldError, one_line
 from crowdsurf.protocol.ids import PeerId, peer_text
 from crowdsurf.protocol.limits import ADDRESS_BYTES_MAX, ADDRESSES_PER_PEER_MAX
 
 Request = p2pd_pb2.Request
 _MESSAGE_BYTES_MAX = 1 << 20
 """One control message from our own p2pd; the longest lists a peer's addresses."""
+REASON_CHARACTERS_MAX = 300
+"""Of p2pd's words for an error: several lines, with names in them that a stranger chose."""
 
 
 class P2pdRefused(WorldError):
@@ -47,7 +49,7 @@ async def ask(control_path: str, request: Any) -> tuple[Any, socket.socket]:
         await loop.sock_sendall(connection, _varint(len(body)) + body)
         response = p2pd_pb2.Response.FromString(await read_message(connection))
         if response.type == p2pd_pb2.Response.ERROR:
-            raise P2pdRefused(_one_line(response.error.msg))
+            raise P2pdRefused(one_line(response.error.msg, REASON_CHARACTERS_MAX))
         answered = True
         return response, connection
     except OSError as error:
@@ -89,11 +91,6 @@ async def _read_exactly(connection: socket.socket, length: int) -> bytes:
             raise ConnectionError("it closed the connection")
         received += piece
     return bytes(received)
-
-
-def _one_line(text: str) -> str:
-    """p2pd's words for people: several lines, and names a stranger chose, become one short printable line."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text[:300]).split())
 
 
 def _varint(value: int) -> bytes:

@@ -277,10 +277,12 @@ class EvidenceHolds(EvidenceChecker):
         return "" if (ban.peer, ban.reason, ban.case) == right else "the proof convicts somebody else"
 
     def _proves(self, accusation: Accusation, accused: PeerId, run_id: Digest) -> bool:
-        """Whether the accused has signed two payloads for one slot."""
+        """Whether the accused has signed two payloads for one slot of a step's messages."""
         try:
             proof = wire.unpack(accusation.proof, Proof, limits.PROOF_BYTES_MAX)
         except Refusal:
+            return False
+        if proof.kind in (Kind.ACCUSATION, Kind.VERDICT):
             return False
         slot = Slot(proof.step, proof.view, proof.kind, proof.subject)
         signed = [

@@ -81,6 +81,16 @@ def test_an_error_has_a_sentence_and_a_code(
     assert "Traceback" not in said
 
 
+def test_an_error_moves_no_cursor_whatever_it_quotes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise WorldError("the file \x1b[2J\x07is odd:\n  line 2")
+
+    monkeypatch.setattr(verify_command, "verify_path", fail)
+    _, answer, said = call("verify", "x")
+    assert answer["error"]["message"] == "the file \\x1b[2J\\x07is odd:\n  line 2"
+    assert answer["error"]["message"] in said
+
+
 def test_a_bug_says_so_and_keeps_the_traceback_in_the_home(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

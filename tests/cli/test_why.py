@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 from crowdsurf.cli.main import app
 from crowdsurf.peer.journal import JOURNAL_FILE
-from crowdsurf.protocol.evidence import pack_evidence
 from crowdsurf.protocol.ids import PeerId, peer_text
-from crowdsurf.protocol.manifest import encode_manifest, run_id_of
+from crowdsurf.protocol.manifest import encode_manifest
 from tests.cli.conftest import Call
 from tests.peer.homes import make_home, manifest_of, real_trial, store_of
 from tests.protocol.trials import ATTACKS, STEPS
@@ -119,20 +118,55 @@ def test_a_ban_without_evidence_is_told_from_the_chain(call: Call, tmp_path: Pat
     assert "Ask a peer that was a member" in told("why", peer, "--home", tmp_path / "home")
 
 
-def test_a_past_too_long_for_a_file_is_taken_from_the_journal(call: Call, tmp_path: Path) -> None:
+def home_without_past(root: Path) -> tuple[str, Path, Path]:
+    """A peer that is banned, the evidence about it without the steps before the ban, and the manifest."""
     case = real_trial("sign_flip")
-    folder = make_home(tmp_path / "home", case, with_evidence=False)
-    evidence = case.kept[0]
-    peer = PeerId(evidence.ban.peer)
-    path = store_of(folder, case).path(peer)
-    path.parent.mkdir()
-    path.write_bytes(pack_evidence(run_id_of(case.manifest), evidence, ()))
-    code, answer, _ = call("why", peer_text(peer), "--home", tmp_path / "home")
+    folder = make_home(root, case, with_evidence=False)
+    store, peer = store_of(folder, case), PeerId(case.kept[0].ban.peer)
+    store.save(case.kept[0])
+    return peer_text(peer), store.path(peer), manifest_of(folder)
+
+
+def test_a_past_that_is_not_in_the_file_is_taken_from_the_journal(call: Call, tmp_path: Path) -> None:
+    peer, path, manifest = home_without_past(tmp_path / "home")
+    code, answer, _ = call("why", peer, "--home", tmp_path / "home")
     assert code == 0
     assert answer["evidence"]["holds"]
-    code, answer, _ = call("why", peer_text(peer), "--file", path, "--manifest", manifest_of(folder))
-    assert code == 1
-    assert "does not hold every certified step" in answer["evidence"]["problem"]
+    assert "with --export FILE" in told("why", peer, "--home", tmp_path / "home")
+    code, answer, _ = call("why", peer, "--file", path, "--manifest", manifest)
+    assert (code, answer["evidence"]["holds"]) == (1, False)
+    assert "certified steps before the ban are missing in it" in answer["evidence"]["problem"]
+    assert f"crowdsurf why {peer} --export FILE" in answer["evidence"]["problem"]
+    result = CliRunner().invoke(app, ["why", peer, "--file", str(path), "--manifest", str(manifest)])
+    assert "cannot be checked" in result.stdout
+    assert "does NOT hold" not in result.stdout
+    other = tmp_path / "other"
+    other.write_bytes(encode_manifest(msgspec.structs.replace(real_trial("sign_flip").manifest, name="another")))
+    assert "another run" in call("why", peer, "--file", path, "--manifest", other)[1]["evidence"]["problem"]
+
+
+def test_a_file_that_was_exported_convinces_by_itself(call: Call, tmp_path: Path) -> None:
+    peer, path, manifest = home_without_past(tmp_path / "home")
+    out = tmp_path / "shown.evidence"
+    code, at_home, _ = call("why", peer, "--home", tmp_path / "home", "--export", out)
+    assert (code, at_home["exported"]) == (0, str(out))
+    code, alone, _ = call("why", peer, "--file", out, "--manifest", manifest)
+    assert (code, alone["exported"]) == (0, None)
+    assert alone["evidence"] == at_home["evidence"] | {"file": str(out)}
+    assert f"the file {out}" in told("why", peer, "--home", tmp_path / "home", "--export", out)
+    assert call("why", peer, "--file", path, "--manifest", manifest, "--export", out)[0] == 2
+    assert call("why", peer, "--home", tmp_path / "home", "--export", tmp_path)[0] == 2
+
+
+def test_nothing_is_exported_that_does_not_hold(call: Call, tmp_path: Path) -> None:
+    case = real_trial("sign_flip")
+    make_home(tmp_path / "home", case, with_evidence=False)
+    out = tmp_path / "shown.evidence"
+    for peer in (PeerId(case.kept[0].ban.peer), min(case.honest)):
+        code, answer, _ = call("why", peer_text(peer), "--home", tmp_path / "home", "--export", out)
+        assert code == 1
+        assert "there is no evidence" in answer["error"]["message"]
+    assert not out.exists()
 
 
 def test_evidence_that_does_not_hold_is_said_to(call: Call, tmp_path: Path) -> None:
@@ -166,6 +200,17 @@ def test_another_runs_manifest_convinces_nobody(call: Call, tmp_path: Path) -> N
     code, answer, _ = call("why", peer_text(peer), "--file", path, "--manifest", other)
     assert (code, answer["evidence"]["holds"], answer["ban"]) == (1, False, None)
     assert "another run" in answer["evidence"]["problem"]
+
+
+def test_a_manifest_writes_nothing_on_the_terminal(call: Call, tmp_path: Path) -> None:
+    forged = tmp_path / "forged"
+    forged.write_bytes(msgspec.msgpack.encode({"\x1b]0;title\x07\x1b[2JEverything holds." + "A" * 10_000: 1}))
+    code, answer, said = call("why", "abc", "--file", tmp_path / "x", "--manifest", forged)
+    assert code == 1
+    assert "is no manifest, or is damaged" in answer["error"]["message"]
+    assert answer["error"]["message"].isprintable()
+    assert "\x1b" not in said
+    assert len(said) < 1000
 
 
 @pytest.mark.parametrize("missing", ["--file", "--manifest"])

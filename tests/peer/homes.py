@@ -36,6 +36,7 @@ def make_home(root: Path, case: Trial, with_evidence: bool = True, steps: int | 
     if with_evidence:
         for evidence in case.kept:
             store_of(folder, case).save(evidence)
+            store_of(folder, case).add_past(evidence)
     return folder
 
 

@@ -15,7 +15,7 @@ from crowdsurf.peer.bans import Bans
 from crowdsurf.peer.clock import ManualClock
 from crowdsurf.peer.discovery import ANNOUNCE_SECONDS, BOOK_PEERS_MAX, AddressBook, Discovery, peer_of_address
 from crowdsurf.peer.keys import verify
-from crowdsurf.peer.last_known import LastKnownPeers
+from crowdsurf.peer.last_known import PEERS_MAX, LastKnownPeers
 from crowdsurf.peer.transport.memory import MemoryNetwork
 from crowdsurf.protocol import limits
 from crowdsurf.protocol.errors import MisuseError, WorldError
@@ -152,7 +152,8 @@ async def test_a_record_is_signed_and_expires(setup: Setup) -> None:
 
 
 async def test_what_is_found_goes_into_the_book_and_to_disk_but_not_we_ourselves(setup: Setup, tmp_path: Path) -> None:
-    setup.directory.records = [record_of(ME.peer_id), record_of(OTHER.peer_id, step=5)]
+    setup.directory.records = [record_of(ME.peer_id), record_of(OTHER.peer_id, step=2**40)]
+    setup.discovery.step, setup.discovery.members = lambda: 5, {OTHER.peer_id}
     running = asyncio.create_task(setup.discovery.run())
     for _ in range(3):
         await soon(setup.directory.searched.acquire())
@@ -162,6 +163,16 @@ async def test_what_is_found_goes_into_the_book_and_to_disk_but_not_we_ourselves
     assert [(known.peer, known.step) for known in LastKnownPeers.open(tmp_path / "peers").peers()] == [
         (OTHER.peer_id, 5)
     ]
+
+
+async def test_a_crowd_of_strangers_that_claim_a_late_step_is_not_remembered_for_members(setup: Setup) -> None:
+    setup.discovery.step, setup.discovery.members = lambda: 5000, {OTHER.peer_id}
+    setup.directory.records = [record_of(OTHER.peer_id, step=5000)]
+    setup.directory.records += [record_of(stranger(number), step=2**40) for number in range(2 * PEERS_MAX)]
+    await setup.discovery.search()
+    known = setup.known.peers()
+    assert len(known) == PEERS_MAX
+    assert [(one.peer, one.step) for one in known[:2]] == [(OTHER.peer_id, 5000), (known[1].peer, 0)]
 
 
 async def test_the_list_of_known_peers_is_written_only_when_it_changed(

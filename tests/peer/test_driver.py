@@ -112,7 +112,7 @@ class Setup:
             keep=self.noting("links.keep"),
         )
         bulk = SimpleNamespace(push=lambda *_: self.story.append("push"), keep=self.noting("bulk.keep"))
-        evidence = SimpleNamespace(save=lambda evidence: self.story.append("keep evidence"))
+        evidence = SimpleNamespace(keep=self.noting("keep evidence"))
         parts: Any = (links, bulk, self.fetcher, self.blobs, self.store, pool, self.duties, evidence)
         self.driver.bind(Parts(self.node, self.journal, *parts, Metrics(), STATE_BYTES))  # type: ignore[arg-type]
         self.metrics = self.driver._parts.metrics
@@ -216,6 +216,23 @@ async def test_what_is_voted_for_is_kept_before_the_vote_is_written_down(setup: 
     setup.run()
     await until(lambda: "synced" in setup.story)
     assert setup.story == ["keep update", "append LOCK", "append SIGNED", "sync", "synced"]
+
+
+async def test_evidence_quotes_steps_that_are_on_disk(setup: Setup) -> None:
+    found: Any = SimpleNamespace(ban=Ban(OTHER, Reason.WRONG_GRADIENT, 2, bytes(32)))
+    setup.on_leave(effects.PersistCertificate(certificate(3)), effects.PersistEvidence(found), effects.Finished("done"))
+    await soon(setup.run())
+    assert setup.story == ["append CERTIFICATE", "sync", "synced", "keep evidence"]
+
+
+async def test_evidence_for_which_there_is_no_room_ends_nothing(setup: Setup) -> None:
+    async def full(*_: Any) -> None:
+        raise WorldError("the disk is full")
+
+    setup.driver._parts.evidence.keep = full  # type: ignore[method-assign]
+    found: Any = SimpleNamespace(ban=Ban(OTHER, Reason.WRONG_GRADIENT, 2, bytes(32)))
+    setup.on_leave(effects.PersistEvidence(found), effects.Finished("done"))
+    assert await soon(setup.run()) == "done"
 
 
 async def test_what_cannot_be_kept_is_not_voted_for(setup: Setup) -> None:

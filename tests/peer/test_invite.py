@@ -105,6 +105,13 @@ def test_deeply_nested_bytes_are_refused() -> None:
         decode_invite("crowdsurf1:" + base64.urlsafe_b64encode(raw).rstrip(b"=").decode(), verify)
 
 
+@pytest.mark.parametrize("item", [b"\xd4\x05x", b"\x82\x01\x02\xa1a\x03"], ids=["extension", "mixed keys"])
+def test_bytes_of_a_kind_that_no_invite_has_are_refused(item: bytes) -> None:
+    raw = b"\x94\x01" + item + b"\xc4\x01o" + b"\xc4\x01s"
+    with pytest.raises(InviteError, match="damaged"):
+        decode_invite("crowdsurf1:" + base64.urlsafe_b64encode(raw).rstrip(b"=").decode(), verify)
+
+
 @pytest.mark.parametrize("extra", [[], ["a later field"]])
 def test_an_intact_invite_for_another_version_is_called_that(extra: list[object]) -> None:
     text = text_of([7, RUN, list(ADDRESSES), *extra, KEY.peer_id])

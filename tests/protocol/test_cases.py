@@ -64,13 +64,20 @@ def test_two_payloads_for_one_slot_convict_and_which_was_heard_first_does_not_ma
     [
         Slot(2**48, limits.VIEWS_MAX - 1, Kind.AGGREGATE, bytes(64)),
         Slot(0, 3, Kind.VIEW_CHANGE, b""),
-        Slot(9, 0, Kind.ACCUSATION, b"s"),
+        Slot(9, 0, Kind.PREPARE, b""),
     ],
 )
 def test_any_slot_can_be_signed_twice(slot: Slot) -> None:
     proof = proof_from(said("one", slot), said("two", slot))
     assert len(proof) <= limits.PROOF_BYTES_MAX
     assert holds(proof, step=slot.step)
+
+
+@pytest.mark.parametrize("kind", [Kind.ACCUSATION, Kind.VERDICT])
+def test_two_accusations_or_verdicts_in_one_slot_convict_nobody(kind: Kind) -> None:
+    """They are valid signatures of two payloads in one slot, and only refused (R-2.12)."""
+    slot = Slot(7, 0, kind, b"s")
+    assert not holds(proof_from(said("one", slot), said("two", slot)))
 
 
 def test_the_same_payload_twice_convicts_nobody() -> None:

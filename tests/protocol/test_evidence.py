@@ -371,12 +371,16 @@ def test_a_long_past_is_cut_into_chapters_and_one_too_long_is_left_out() -> None
     numbers = (number.to_bytes(4, "big") for number in itertools.count())
     file = unpack_evidence(pack_evidence(run_id, evidence, numbers))
     assert file.past_steps == header.step
+    assert not file.lacks_past
     assert list(map(len, file.past)) == [CHAPTER_STEPS, CHAPTER_STEPS, 1]
     assert [int.from_bytes(data, "big") for chapter in file.past for data in chapter] == list(range(header.step))
     long = pack_evidence(run_id, evidence, itertools.repeat(bytes(FILE_BYTES_MAX // header.step)))
     assert unpack_evidence(long).past == ()
     just = pack_evidence(run_id, evidence, itertools.repeat(bytes(FILE_BYTES_MAX // header.step - 32)))
     assert unpack_evidence(just).past_steps == header.step
+    for bytes_max in (4096, 0, -1):
+        file = unpack_evidence(pack_evidence(run_id, evidence, itertools.repeat(b"past"), bytes_max))
+        assert (file.past, file.lacks_past) == ((), True)
 
 
 # --- mutations -------------------------------------------------------------------------------------------------

@@ -211,3 +211,24 @@ def test_what_has_no_place_in_a_type_takes_no_memory(kind: type, item: bytes) ->
 def test_long_strings_are_bounded_by_the_message() -> None:
     for head in (b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x05"):
         refused(partial(wire.unpack, head + bytes(100), Envelope, SIZE), Code.MALFORMED)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [b"\xd4\x05x", b"\x82\x01\x02\xa1a\x03", b"\x82\xc0\x01\xa1a\x03"],
+    ids=["extension", "mixed keys", "no key"],
+)
+def test_what_we_never_write_is_refused_where_a_type_holds_anything(item: bytes) -> None:
+    refused(partial(wire.unpack, b"\x92\x01" + item, list, SIZE), Code.MALFORMED)
+
+
+HIDING = "\x1b]0;title\x07\x1b[2J\u202eEverything holds.\nNo, really."
+
+
+def test_a_refusal_quotes_names_that_the_sender_chose_short_and_in_visible_characters() -> None:
+    for text in (HIDING, HIDING + "A" * 60_000, "\n" * 60_000):
+        with pytest.raises(Refusal) as caught:
+            wire.unpack(msgpack.packb({text: 1}), Mapped, SIZE * 2)
+        assert caught.value.detail.isprintable()
+        assert caught.value.detail.startswith("Mapped: Object contains unknown field")
+        assert len(caught.value.detail) <= wire.REASON_CHARACTERS_MAX + len("Mapped: ")
