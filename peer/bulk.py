@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Container
+from collections.abc import Awaitable, Callable, Container
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
@@ -131,6 +131,8 @@ class Bulk:
         self.members: Container[PeerId] = frozenset()
         """Whose streams to us may be idle for long."""
         self._post = post
+        self.post_from: Callable[[PeerId, events.Event], Awaitable[None]] = lambda peer, event: post(event)
+        """The same for what a peer can cause again and again."""
         self._refuse = refuse
         self._patience_seconds = patience_seconds
         self._senders: dict[PeerId, _Sender] = {}
@@ -175,10 +177,12 @@ class Bulk:
         digest, nbytes = Digest(name), length - len(head)
         if not await self.blobs.wait_expected(step, digest, self._patience_seconds):
             raise Refusal(Code.UNEXPECTED_BLOB, f"{nbytes} bytes that nobody here asked for")
-        if await receive_blob(stream, self.blobs, digest, nbytes):
+        has_arrived = await receive_blob(stream, self.blobs, digest, nbytes)
+        if has_arrived:
             self.metrics.part_bytes_received += nbytes
         if self.blobs.holds_for(step, digest):  # also if they were here before, as the bytes of something else
-            await self._post(events.BlobArrived(digest))
+            event = events.BlobArrived(digest)
+            await (self._post(event) if has_arrived else self.post_from(stream.peer, event))
 
 
 async def receive_blob(stream: Stream, blobs: BlobStore, digest: Digest, nbytes: int, *, pulled: bool = False) -> bool:

@@ -26,11 +26,12 @@ from crowdsurf.peer.compute.client import ComputeClient, WorkerInfo
 from crowdsurf.peer.compute.segments import SegmentPool
 from crowdsurf.peer.control_socket import ControlSocket
 from crowdsurf.peer.discovery import AddressBook, Discovery
-from crowdsurf.peer.driver import QUEUED_EVENTS_MAX, Driver, Parts
+from crowdsurf.peer.driver import Driver, Parts
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.evidence_keeper import EvidenceKeeper
 from crowdsurf.peer.evidence_store import EvidenceStore
 from crowdsurf.peer.fetch import Fetcher, FetchServer
+from crowdsurf.peer.inbox import Inbox
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.keys import PeerKey, random_bytes, verify
 from crowdsurf.peer.last_known import LastKnownPeers
@@ -39,6 +40,7 @@ from crowdsurf.peer.members import Members
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
+from crowdsurf.peer.unwelcome import Unwelcome
 from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
@@ -127,8 +129,8 @@ class Daemon:
         self.metrics = Metrics()
         self.on_step: Callable[[effects.StepCertified], None] = lambda story: None
         self._place = place
-        self._queue: asyncio.Queue[events.Event] = asyncio.Queue(QUEUED_EVENTS_MAX)
-        self._driver = Driver(self._queue, place.clock)
+        self._inbox = Inbox()
+        self._driver = Driver(self._inbox, place.clock)
         self._bans = Bans()
         self._book = AddressBook(self._bans)
         self._node: Node | None = None
@@ -153,8 +155,7 @@ class Daemon:
 
     def ask_to_leave(self) -> None:
         """Begin to leave in order."""
-        with contextlib.suppress(asyncio.QueueFull):
-            self._queue.put_nowait(events.LeaveAsked())
+        self._inbox.offer(events.LeaveAsked())
 
     # --- the whole life ------------------------------------------------------------------------------------
 
@@ -204,14 +205,18 @@ class Daemon:
         for certificate in node.catch_up.since(next(iter(store.state_steps()), 0)):
             store.locate(certificate.header.step, certificate.header.parts)
         refuse = self._driver.refuse
-        place.transport.refuse(self._bans)
         members = Members(node)
+        unwelcome = Unwelcome(self._bans, members, place.clock)
+        place.transport.refuse(unwelcome)
         place.transport.prefer(members)
+        self._inbox.tell_apart(members)
         place.directory.refuse(self._bans)
-        links = Links(place.transport, run_id, self._book.of, self._queue.put, refuse, self.metrics, self._bans)
+        links = Links(place.transport, run_id, self._book.of, self._inbox.post, refuse, self.metrics, self._bans)
+        links.turn_away, links.charge_strangers = unwelcome.turn_away, self._driver.charge_strangers
         patience = self.manifest.deadlines.transfer_seconds_max
-        bulk = Bulk(place.transport, run_id, blobs, self._queue.put, refuse, self.metrics, patience)
-        duties = Duties(client, info, self.manifest, blobs, store, pool, self._queue.put, place.evaluate_steps)
+        bulk = Bulk(place.transport, run_id, blobs, self._inbox.post, refuse, self.metrics, patience)
+        bulk.post_from = self._inbox.post_from
+        duties = Duties(client, info, self.manifest, blobs, store, pool, self._inbox.post, place.evaluate_steps)
         duties.usable = lambda step, digest: _fits_the_chain(node, step, digest)
         server = FetchServer(
             self.manifest, blobs, store, self._certificates, lambda: _certified_state(node, store), refuse, self.metrics
@@ -280,7 +285,8 @@ class Daemon:
         await parts.links.keep(node.contacts())
         self._driver.on_step = self._on_step
         self._began = self._ended = self._place.clock.monotonic_seconds()
-        await self._queue.put(await parts.duties.load_newest())
+        self._inbox.reassess()  # the members are known only now
+        await self._inbox.post(await parts.duties.load_newest())
         await self._driver.run()
 
     async def _watch_for_company(self, node: Node, parts: Parts) -> None:

@@ -1,15 +1,17 @@
 """The driver: feeds events to the rules, carries out their effects in order, arms the next deadline.
 
 The idea: this is the only loop of the daemon, and it decides nothing. Events come from everywhere through one
-bounded queue (whoever posts waits while it is full); what was signed is made durable before anything else of the
-same batch is carried out; everything slow runs in tasks the driver owns and comes back as an event.
+inbox, in which sources take turns (`turns.py`; whoever posts waits while its own queue is full); what was signed is
+made durable before anything else of the same batch is carried out; everything slow runs in tasks the driver owns and
+comes back as an event. Strangers are heard last and get a small share of the time, whatever they send.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from crowdsurf.peer.blobs import BlobStore
@@ -20,14 +22,17 @@ from crowdsurf.peer.compute.segments import Segment, SegmentPool
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.evidence_keeper import EvidenceKeeper
 from crowdsurf.peer.fetch import Fetcher
+from crowdsurf.peer.inbox import Inbox
 from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.links import Links
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
+from crowdsurf.peer.refusal_log import RefusalLog
 from crowdsurf.peer.state_store import StateStore
+from crowdsurf.peer.turns import Allowance, Batch
 from crowdsurf.protocol import effects, events, wire
 from crowdsurf.protocol.effects import Effect
-from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.errors import Code, Refusal, Severity, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest, short
 from crowdsurf.protocol.messages import Want
 from crowdsurf.protocol.node import Node
@@ -36,10 +41,12 @@ from crowdsurf.protocol.recovery import RecordType, record_of
 if TYPE_CHECKING:
     from crowdsurf.peer.rehearsal import LiveBody
 
-QUEUED_EVENTS_MAX = 4096
-"""Events waiting for the rules. When the queue is full, readers of sockets wait, so their senders do."""
-EVENTS_PER_BATCH = 256
-"""Events handled before their effects are carried out together: one wait for the disk for all of them."""
+STRANGERS_PER_BATCH = 4
+"""Events of strangers handled in one batch, after those of everybody else: a millisecond of checking signatures."""
+STRANGERS_SHARE = 0.1
+"""Of the time: whatever strangers send, and however many they are, they are heard for no more of it than this."""
+READING_SECONDS = 0.0003
+"""What one event of a stranger costs besides, above all to read its frame from a socket; counted, not measured."""
 FETCHES_AT_ONCE_MAX = 16
 ASKED_AT_ONCE_MAX = 3
 """Peers asked at the same time for one and the same blob, or for the chain."""
@@ -88,9 +95,11 @@ class Parts:
 class Driver:
     """Runs one node."""
 
-    def __init__(self, queue: asyncio.Queue[events.Event], clock: Clock) -> None:
-        self._queue = queue
+    def __init__(self, inbox: Inbox, clock: Clock) -> None:
+        self._inbox = inbox
         self._clock = clock
+        self._allowance = Allowance(STRANGERS_SHARE)
+        self._refusals = {level: RefusalLog() for level in (logging.DEBUG, logging.WARNING)}
         self._fetching = asyncio.Semaphore(FETCHES_AT_ONCE_MAX)
         self._candidates = Candidates(clock)
         self.discloses_inputs = False
@@ -123,41 +132,63 @@ class Driver:
         node = parts.node
         handle = node.handle if self.liar is None else self.liar.handle
         while not self.finished:
-            batch = await self._next_events(node.next_deadline())
+            batch = await self._next_batch(node.next_deadline())
             now = self._clock.monotonic_seconds()
-            wanted: list[Effect] = []
-            for event in batch:
-                wanted += handle(event, now)
-            await self.persist(wanted)
+            wanted = [effect for event in batch.events for effect in handle(event, now)]
+            with self._paid_by_strangers(batch):
+                wanted_by_strangers = [effect for event in batch.of_strangers for effect in handle(event, now)]
+            await self.persist(wanted + wanted_by_strangers)
             for effect in wanted:
                 await self._carry_out(effect)
+            with self._paid_by_strangers(batch):
+                for effect in wanted_by_strangers:
+                    await self._carry_out(effect)
 
     async def serve_after_the_end(self, seconds: float) -> None:
         """Keep answering stragglers for a while after the run is over."""
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    batch = await self._next_events(None)
-                    for event in batch:
-                        for effect in self._parts.node.handle(event, self._clock.monotonic_seconds()):
-                            if isinstance(effect, effects.SendCertificates):
-                                self._send_certificates(self._parts, effect)
+                    batch = await self._next_batch(None)
+                    with self._paid_by_strangers(batch):
+                        self._answer_stragglers([*batch.events, *batch.of_strangers])
         except TimeoutError:
             pass
 
-    async def _next_events(self, deadline: float | None) -> list[events.Event]:
-        """Everything that waits, or a tick when the deadline passes first."""
-        seconds = None if deadline is None else max(0.0, deadline - self._clock.monotonic_seconds())
-        batch: list[events.Event] = []
-        if self._queue.empty():
-            try:
-                async with asyncio.timeout(seconds):
-                    batch.append(await self._queue.get())
-            except TimeoutError:
-                return [events.Tick()]
-        while not self._queue.empty() and len(batch) < EVENTS_PER_BATCH:
-            batch.append(self._queue.get_nowait())
-        return batch
+    def _answer_stragglers(self, heard: list[events.Event]) -> None:
+        for event in heard:
+            for effect in self._parts.node.handle(event, self._clock.monotonic_seconds()):
+                if isinstance(effect, effects.SendCertificates):
+                    self._send_certificates(self._parts, effect)
+
+    async def _next_batch(self, deadline: float | None) -> Batch:
+        """What waits and may be heard now, or a tick when the deadline passes first. Ticks wait for no stranger."""
+        await asyncio.sleep(0)  # whatever is on its way into the inbox comes before who has filled it
+        while True:
+            now = self._clock.monotonic_seconds()
+            batch = self._inbox.take(STRANGERS_PER_BATCH if now >= self._allowance.free_at else 0)
+            self.charge_strangers(len(batch.of_strangers) * READING_SECONDS)
+            if deadline is not None and now >= deadline:
+                return batch._replace(events=[*batch.events, events.Tick()])
+            if batch.events or batch.of_strangers:
+                return batch
+            times = [deadline, self._allowance.free_at if self._inbox.strangers_wait else None]
+            wake_at = min((time for time in times if time is not None), default=None)
+            has_news = await self._inbox.wait(None if wake_at is None else max(0.0, wake_at - now))
+            if not has_news and wake_at == deadline:
+                return Batch([events.Tick()], [])
+
+    @contextlib.contextmanager
+    def _paid_by_strangers(self, batch: Batch) -> Iterator[None]:
+        """Take the time that passes from the share of strangers, if there is one in the batch."""
+        began = self._clock.monotonic_seconds()
+        yield
+        if batch.of_strangers:
+            self.charge_strangers(self._clock.monotonic_seconds() - began)
+
+    def charge_strangers(self, seconds: float) -> None:
+        """Note that strangers have cost some time."""
+        self._allowance.spend(seconds, self._clock.monotonic_seconds())
 
     async def persist(self, wanted: list[Effect]) -> None:
         """SPEC R-2.6: what is signed is durable before it is sent, and what is voted for is kept. Raises WorldError."""
@@ -235,14 +266,17 @@ class Driver:
     async def _tell(self, effect: Effect) -> None:
         """Effects that are news for people, or for the connections."""
         if isinstance(effect, effects.Refused):
-            self._parts.metrics.count_refusal(effect.code.value)
-            level = logging.DEBUG if Refusal(effect.code, "").severity.value == "ignore" else logging.WARNING
-            log.log(level, "refused from …%s: %s (%s)", short(effect.peer), effect.code.value, effect.detail)
+            refusal = Refusal(effect.code, effect.detail)
+            self._note(effect.peer, refusal, logging.DEBUG if refusal.severity is Severity.IGNORE else logging.WARNING)
+            if effect.costs_stream:
+                self._inbox.drop(effect.peer)
+                self._parts.links.cut_short(effect.peer)
         elif isinstance(effect, effects.StepCertified):
             self._parts.blobs.keep_inputs_secret(effect.step)
             if self.discloses_inputs:
                 self._parts.blobs.disclose_inputs(effect.step - 1)
             self._parts.links.ban([PeerId(ban.peer) for ban in effect.banned])
+            self._inbox.reassess()
             self.on_step(effect)
         elif isinstance(effect, effects.RosterChanged):
             await self._parts.links.keep(effect.peers)
@@ -287,7 +321,7 @@ class Driver:
             arrived: bool | None = blobs.holds(name) or await self._read_from_disk(name)
             if not arrived:
                 arrived = await self._candidates.ask(effect.candidates, try_blob, ASKED_AT_ONCE_MAX)
-        await self._queue.put(events.BlobArrived(name) if arrived else events.BlobFailed(name))
+        await self._inbox.post(events.BlobArrived(name) if arrived else events.BlobFailed(name))
 
     async def _recompute(self, effect: effects.RecomputeWork) -> None:
         """Get what the work is to be compared with first, as far as it is handed over in time. Every holder has a task
@@ -342,7 +376,7 @@ class Driver:
         others = self._candidates.late_ones_last(others[first:] + others[:first])
         asked = (effect.peer, *others[: ASKED_AT_ONCE_MAX - 1])
         found = await self._candidates.ask(asked, try_chain, ASKED_AT_ONCE_MAX)
-        await self._queue.put(found or events.ChainFailed(effect.peer))
+        await self._inbox.post(found or events.ChainFailed(effect.peer))
 
     async def _request_state(self, effect: effects.RequestState) -> None:
         parts = self._parts
@@ -370,13 +404,13 @@ class Driver:
                 peer, step, segment = found
                 digest_ = await parts.duties.load_fetched(step, segment)
                 if digest_ is not None:
-                    await self._queue.put(events.StateReady(step, digest_, peer))
+                    await self._inbox.post(events.StateReady(step, digest_, peer))
                 return
         finally:
             for segment in taken:
                 parts.pool.release(segment)
         await asyncio.sleep(1.0)  # nobody has one yet: ask again, but not in a tight circle
-        await self._queue.put(events.StateFailed())
+        await self._inbox.post(events.StateFailed())
 
     async def _try_state(self, peer: PeerId, view: memoryview, begun: Begun) -> int | None:
         """Get a state that a certificate vouches for; the step it is before."""
@@ -402,8 +436,16 @@ class Driver:
 
     def refuse(self, peer: PeerId, refusal: Refusal) -> None:
         """Count and log what a peer sent and nobody wanted."""
+        self._note(peer, refusal, logging.WARNING)
+
+    def _note(self, peer: PeerId, refusal: Refusal, level: int) -> None:
+        """Count every refusal, and log as many as a log should hold."""
         self._parts.metrics.count_refusal(refusal.code.value)
-        log.warning("refused from …%s: %s (%s)", short(peer), refusal.code.value, refusal.detail)
+        if not log.isEnabledFor(level):
+            return
+        left_out = self._refusals[level].admit(peer, refusal.code, self._clock.monotonic_seconds())
+        if left_out is not None:
+            log.log(level, "refused from …%s: %s (%s)%s", short(peer), refusal.code.value, refusal.detail, left_out)
 
     # --- tasks -------------------------------------------------------------------------------------------
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Sequence
 
 from crowdsurf.peer import packets
 from crowdsurf.peer.bans import Bans
+from crowdsurf.peer.clock import monotonic_seconds
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind
 from crowdsurf.peer.transport import frames
 from crowdsurf.peer.transport.base import Stream, Transport
 from crowdsurf.protocol import events
 from crowdsurf.protocol.envelope import decode_envelope
-from crowdsurf.protocol.errors import Code, Refusal, WorldError
+from crowdsurf.protocol.errors import Code, Refusal, Severity, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId
 
 QUEUED_FRAMES_MAX = 2048
@@ -165,10 +166,14 @@ class Links:
         self.metrics = metrics
         self.members: Container[PeerId] = frozenset()
         """Whose streams to us may be idle for as long as they like."""
+        self.turn_away: Callable[[PeerId], None] = lambda peer: None
+        """Has the transport give no more streams to a peer for a while, as long as it is no member."""
+        self.charge_strangers: Callable[[float], None] = lambda seconds: None
+        """Told how long it took to read what a stranger sent."""
         self._refuse = refuse
         self._bans = Bans() if bans is None else bans
         self._links: dict[PeerId, Link] = {}
-        self._inbound: Counter[PeerId] = Counter()
+        self._inbound: dict[PeerId, set[Stream]] = {}
         self._retiring: dict[asyncio.Task[None], list[Link]] = {}
 
     async def start(self) -> None:
@@ -257,18 +262,37 @@ class Links:
         """Read one peer's control stream until it ends. What is wrong with it is reported, and ends it."""
         try:
             await packets.receive_hello(stream, self.run_id, HELLO_SECONDS)
-            self._inbound[stream.peer] += 1
+            self._inbound.setdefault(stream.peer, set()).add(stream)
             try:
                 await self._read(stream)
             finally:
-                self._inbound[stream.peer] -= 1
-                self._inbound += Counter()  # drops whoever has none left
+                self._forget_inbound(stream)
         except Refusal as refusal:
             self._refuse(stream.peer, refusal)
             stream.abort()
+            if refusal.severity is Severity.REJECT and stream.peer not in self.members:
+                self.cut_short(stream.peer)
+
+    def cut_short(self, peer: PeerId) -> None:
+        """A peer has sent what no correct peer sends (SPEC R-2.14): its control streams to us end. A member may open
+        others; a stranger loses every stream, and may not for a while."""
+        if peer == self.transport.peer_id:
+            return
+        self.turn_away(peer)
+        for stream in list(self._inbound.get(peer, ())):
+            self._forget_inbound(stream)
+            stream.abort()
+        if peer not in self.members:
+            self.transport.abort(peer)
+
+    def _forget_inbound(self, stream: Stream) -> None:
+        of_peer = self._inbound.get(stream.peer, set())
+        of_peer.discard(stream)
+        if not of_peer:
+            self._inbound.pop(stream.peer, None)
 
     async def _read(self, stream: Stream) -> None:
-        while True:
+        while stream in self._inbound.get(stream.peer, ()):  # what was received before it was cut short is not read
             patience = None if stream.peer in self.members else STRANGER_IDLE_SECONDS
             kind, length = await frames.receive_header(stream, max(packets.PAYLOAD_BYTES_MAX.values()), patience)
             packets.check_size(kind, length)
@@ -279,11 +303,21 @@ class Links:
 
     async def _on_frame(self, peer: PeerId, kind: int, payload: bytes) -> None:
         """Turn a frame into an event. A frame that cannot be read costs its sender the stream."""
-        if kind == FrameKind.ENVELOPE:
-            await self.post(events.EnvelopeReceived(peer, decode_envelope(payload)))
-        elif kind == FrameKind.CERTIFICATE:
-            await self.post(events.CertificateReceived(peer, packets.decode_certificate(payload)))
-        elif kind == FrameKind.WANT:
-            await self.post(events.WantReceived(peer, packets.decode_want(payload)))
+        if peer in self.members:
+            event = _event_of(peer, kind, payload)
         else:
-            raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a control stream")
+            began = monotonic_seconds()
+            event = _event_of(peer, kind, payload)
+            self.charge_strangers(monotonic_seconds() - began)
+        await self.post(event)
+
+
+def _event_of(peer: PeerId, kind: int, payload: bytes) -> events.Event:
+    """What a frame says. Raises Refusal."""
+    if kind == FrameKind.ENVELOPE:
+        return events.EnvelopeReceived(peer, decode_envelope(payload))
+    if kind == FrameKind.CERTIFICATE:
+        return events.CertificateReceived(peer, packets.decode_certificate(payload))
+    if kind == FrameKind.WANT:
+        return events.WantReceived(peer, packets.decode_want(payload))
+    raise Refusal(Code.UNKNOWN_KIND, f"frame kind {kind} has no place on a control stream")

@@ -229,6 +229,8 @@ class Refused:
     peer: PeerId
     code: Code
     detail: str
+    costs_stream: bool = False
+    """Whether `peer` handed over what no correct peer hands over, whoever signed it (SPEC R-2.14)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,10 @@ class Refusal(CrowdsurfError):
         return Severity.IGNORE if self.code in _IGNORED else Severity.REJECT
 
 
+class Unreadable(Refusal):
+    """Bytes that are refused for what they are, whatever the receiver knows: whoever hands them on has not looked."""
+
+
 class Unreachable(WorldError):
     """Nobody answers: no bootstrap address, no member of the swarm."""
 

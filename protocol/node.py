@@ -29,17 +29,8 @@ from crowdsurf.protocol.effects import (
     SendEnvelope,
     StepCertified,
 )
-from crowdsurf.protocol.envelope import (
-    Equivocation,
-    Opened,
-    Opener,
-    Signer,
-    Slot,
-    Verify,
-    open_envelope,
-    seal,
-)
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.envelope import Equivocation, Opened, Opener, Signer, Slot, Verify, open_envelope, seal
+from crowdsurf.protocol.errors import Code, Refusal, Severity, Unreadable
 from crowdsurf.protocol.events import Event
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest
@@ -213,24 +204,33 @@ class Node:
 
     def _refuse(self, peer: PeerId, refusal: Refusal) -> None:
         if refusal.code is not Code.DUPLICATE:
-            self._effects.append(Refused(peer, refusal.code, refusal.detail))
+            costs_stream = isinstance(refusal, Unreadable) and refusal.severity is Severity.REJECT
+            self._effects.append(Refused(peer, refusal.code, refusal.detail, costs_stream))
+
+    def _read(self, envelope: Envelope) -> Opened:
+        """Open what was handed over. No correct peer hands on what does not open (SPEC R-2.14). Raises Unreadable."""
+        try:
+            opened = self._open(envelope)
+            check_slot_form(envelope)
+        except Refusal as refusal:
+            raise Unreadable(refusal.code, refusal.detail) from refusal
+        return opened
 
     # --- messages ----------------------------------------------------------------------------------------
 
     def _on_envelope(self, source: PeerId, envelope: Envelope, now: float) -> None:
         self._gone.discard(source)
         if envelope.run_id != self.chain.run_id:
-            raise Refusal(Code.WRONG_RUN, "the message belongs to another run")
+            raise Unreadable(Code.WRONG_RUN, "the message belongs to another run")
         if {envelope.sender, source} & self.chain.head.roster.outlaws:
             raise Refusal(Code.BANNED, "it is banned from this run")
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
-            self._on_membership(self._open(envelope), now)
+            self._on_membership(self._read(envelope), now)
             return
         if envelope.kind in CASE_KINDS:
             if envelope.sender not in self.chain.head.roster.indexes:
                 raise Refusal(Code.NOT_MEMBER, "only members accuse and judge")
-            check_slot_form(envelope)
-            self._on_case_message(source, self._open(envelope), now)
+            self._on_case_message(source, self._read(envelope), now)
             return
         if envelope.step < self._step:
             self._on_late(source, envelope)
@@ -257,8 +257,7 @@ class Node:
         if known is not None and known.envelope == envelope:  # most of what is handed on; its signature was checked
             machine.on_handed_on(source, known)
             raise Refusal(Code.DUPLICATE, "heard before")
-        opened = self._open(envelope)
-        check_slot_form(envelope)
+        opened = self._read(envelope)
         conflict = machine.transcript.check_slot(opened)
         if conflict is not None:
             machine.keep_conflicting(opened, now)
@@ -293,7 +292,6 @@ class Node:
         kept.append(envelope)
 
     def _on_membership(self, opened: Opened, now: float) -> None:
-        check_slot_form(opened.envelope)
         head = self.chain.head
         if isinstance(opened.payload, Join):
             if opened.sender in head.roster.rests and opened.envelope.step < self._step:
@@ -352,7 +350,10 @@ class Node:
             if certificate.header.step > self._step:
                 self._note_ahead(source, certificate.header.step)
                 raise Refusal(Code.FUTURE, f"step {certificate.header.step} is not known here yet")
-            self._certified(certificate, view=max(view for _, view, _ in certificate.votes))
+            try:
+                self._certified(certificate, view=max(view for _, view, _ in certificate.votes))
+            except Refusal as refusal:  # it proves itself, so whoever hands it on can have checked it
+                raise Unreadable(refusal.code, refusal.detail) from refusal
 
     def _take_convictions(self, now: float) -> None:
         """Do what the auditor wants done, and let the step under way ban whom it convicts."""

@@ -17,10 +17,12 @@ from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.candidates import Begun
 from crowdsurf.peer.clock import SystemClock
 from crowdsurf.peer.compute.segments import SegmentPool
-from crowdsurf.peer.driver import EVENTS_PER_BATCH, FETCHES_AT_ONCE_MAX, Driver, Parts
+from crowdsurf.peer.driver import FETCHES_AT_ONCE_MAX, Driver, Parts
+from crowdsurf.peer.inbox import Inbox
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
+from crowdsurf.peer.turns import EVENTS_PER_BATCH
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.effects import ExpectAggregate
 from crowdsurf.protocol.envelope import Slot, seal
@@ -90,7 +92,7 @@ class Setup:
 
     def __init__(self, folder: Path) -> None:
         self.story: list[str] = []
-        self.queue: asyncio.Queue[events.Event] = asyncio.Queue(4096)
+        self.queue = Inbox()
         self.node = FakeNode()
         self.journal: Any = FakeJournal(self.story)
         self.driver = Driver(self.queue, SystemClock())
@@ -110,6 +112,7 @@ class Setup:
             ban=lambda peers: self.story.append("ban") if peers else None,
             send=lambda peer, kind, data: self.story.append(f"send {kind.name}"),
             keep=self.noting("links.keep"),
+            cut_short=lambda peer: self.story.append("cut short"),
         )
         bulk = SimpleNamespace(push=lambda *_: self.story.append("push"), keep=self.noting("bulk.keep"))
         evidence = SimpleNamespace(keep=self.noting("keep evidence"))
@@ -129,7 +132,7 @@ class Setup:
         self.node.wanted = lambda event: list(wanted) if isinstance(event, events.LeaveAsked) else []
 
     def run(self) -> asyncio.Task[str]:
-        self.queue.put_nowait(events.LeaveAsked())
+        self.queue.offer(events.LeaveAsked())
         self.task = asyncio.create_task(self.driver.run())
         return self.task
 
@@ -202,7 +205,7 @@ async def test_a_full_disk_ends_the_driver_and_nothing_is_sent(setup: Setup) -> 
 
 async def test_everything_that_waits_is_made_durable_with_one_wait(setup: Setup) -> None:
     for _ in range(EVENTS_PER_BATCH + 9):
-        setup.queue.put_nowait(events.LeaveAsked())
+        setup.queue.offer(events.LeaveAsked())
     setup.on_leave(effects.PersistSigned(vote(0)))
     setup.run()
     await until(lambda: setup.story.count("synced") == 2)
@@ -250,7 +253,7 @@ async def test_a_certificate_waits_for_no_disk_but_before_a_state_is_saved(setup
     for step in (8, 9):
         parts = (bytes(32),)
         setup.on_leave(effects.PersistCertificate(certificate(step)), effects.ApplyUpdate(step, parts))
-        setup.queue.put_nowait(events.LeaveAsked())
+        setup.queue.offer(events.LeaveAsked())
         if setup.task is None:
             setup.task = asyncio.create_task(setup.driver.run())
         await until(lambda: "apply" in setup.story)
@@ -352,7 +355,7 @@ async def test_the_end_cancels_what_still_runs(setup: Setup) -> None:
     running = setup.run()
     await until(lambda: setup.node.heard)
     await asyncio.sleep(0)
-    await setup.queue.put(events.StateLost())
+    setup.queue.offer(events.StateLost())
     assert await soon(running) == "done"
     assert ended == [7]
 
@@ -386,7 +389,7 @@ async def test_after_the_end_stragglers_get_certificates_and_nothing_else(setup:
         effects.SendEnvelope((OTHER,), vote(0)),
         effects.PersistSigned(vote(0)),
     )
-    setup.queue.put_nowait(events.LeaveAsked())
+    setup.queue.offer(events.LeaveAsked())
     await soon(setup.driver.serve_after_the_end(0.05))
     assert setup.story == ["send CERTIFICATE"]
 

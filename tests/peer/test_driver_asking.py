@@ -54,7 +54,7 @@ async def test_who_never_answers_is_passed_over_once_and_then_asked_last(
     assert asked == [OTHER, THIRD]
     assert story == ["another answers", "the first is told to stop"]
     setup.node.heard.clear()
-    setup.queue.put_nowait(events.LeaveAsked())
+    setup.queue.offer(events.LeaveAsked())
     await setup.heard(events.BlobArrived)
     assert asked == [OTHER, THIRD, THIRD]
 

@@ -44,7 +44,7 @@ async def gathered(setup: Setup, asked: effects.RecomputeWork) -> list[bool]:
 
     async def recompute(effect: effects.RecomputeWork) -> None:
         found.extend(setup.blobs.holds(Digest(name)) for name in effect.committed)
-        await setup.queue.put(events.RecomputeFailed(effect.step, effect.seed, effect.finder))
+        setup.queue.offer(events.RecomputeFailed(effect.step, effect.seed, effect.finder))
 
     setup.duties.recompute = recompute
     setup.on_leave(asked)
@@ -97,11 +97,10 @@ async def test_gradients_of_others_are_secret_until_validators_have_committed(se
     )
     running = setup.run()
     await until(lambda: setup.node.heard)
-    await until(lambda: setup.queue.empty())
     await asyncio.sleep(0)
     with setup.blobs.lend(PART_NAME) as view:
         assert view is None
-    setup.queue.put_nowait(events.StateFailed())
+    setup.queue.offer(events.StateFailed())
     await soon(running)
     with setup.blobs.lend(PART_NAME) as view:
         assert (view is not None) == discloses

@@ -322,12 +322,70 @@ async def test_flushing_waits_for_what_is_queued_but_not_for_the_dead(network: M
     await them.close()
 
 
-async def test_a_refusal_is_not_shared_between_streams(me: Side, other: MemoryTransport) -> None:
+async def test_a_refusal_is_not_shared_between_streams_of_a_member(me: Side, other: MemoryTransport) -> None:
+    me.links.members = {OTHER.peer_id}
     good, bad = await stream_to(me, other), await stream_to(me, other)
     await frames.send_frame(bad, 99)
     assert isinstance(await me.inbox.refusal(), Refusal)
     await frames.send_frame(good, FrameKind.ENVELOPE, vote())
     assert isinstance(await me.inbox.event(), events.EnvelopeReceived)
+
+
+async def test_a_stranger_that_sends_garbage_loses_every_stream_and_is_turned_away(
+    me: Side, other: MemoryTransport
+) -> None:
+    turned_away: list[PeerId] = []
+    me.links.turn_away = turned_away.append
+    good, bad = await stream_to_me_and_heard(me, other), await stream_to(me, other)
+    await frames.send_frame(bad, 99)
+    assert (await me.inbox.refusal()).code is Code.UNKNOWN_KIND
+    await is_over(good)
+    await is_over(bad)
+    assert turned_away == [OTHER.peer_id]
+
+
+async def test_who_is_cut_short_is_heard_no_more_but_a_member_may_come_back(me: Side, other: MemoryTransport) -> None:
+    me.links.members = {OTHER.peer_id}
+    stream = await stream_to_me_and_heard(me, other)
+    me.links.cut_short(OTHER.peer_id)
+    await is_over(stream)
+    assert me.links.listening_to() == set()
+    await stream_to_me_and_heard(me, other)
+    assert me.links.listening_to() == {OTHER.peer_id}
+
+
+async def test_what_was_received_before_a_stream_was_cut_short_is_not_read(
+    me: Side, other: MemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transport may have read ahead."""
+    stream = await stream_to_me_and_heard(me, other)
+    (inbound,) = me.links._inbound[OTHER.peer_id]
+    monkeypatch.setattr(inbound, "abort", lambda: None)
+    posting, may_post = asyncio.Event(), asyncio.Event()
+
+    async def post(event: events.Event) -> None:
+        posting.set()
+        await may_post.wait()
+        await me.inbox.post(event)
+
+    me.links.post = post
+    for _ in range(2):
+        await frames.send_frame(stream, FrameKind.ENVELOPE, vote())
+    await soon(posting.wait())
+    me.links._forget_inbound(inbound)
+    may_post.set()
+    await is_over(stream)
+    assert me.inbox.events.qsize() == 1
+
+
+async def test_reading_what_a_stranger_sends_is_charged_to_strangers(me: Side, other: MemoryTransport) -> None:
+    charged: list[float] = []
+    me.links.charge_strangers = charged.append
+    await stream_to_me_and_heard(me, other)
+    assert len(charged) == 1
+    me.links.members = {OTHER.peer_id}
+    await stream_to_me_and_heard(me, other)
+    assert len(charged) == 1
 
 
 async def test_a_stream_that_says_nothing_is_kept_for_members_only(

@@ -337,6 +337,47 @@ def test_equivocation_bans_and_the_commit_of_the_cut_is_still_found() -> None:
     assert (at.victim.stories[STEP].void_parts, len(at.victim.stories[STEP].contributors)) == (0, 4)
 
 
+def costs(scene_: Scene, event: events.Event) -> list[tuple[PeerId, Code, bool]]:
+    wanted = scene_.victim.node.handle(event, scene_.swarm.now)
+    refused = [effect for effect in wanted if isinstance(effect, effects.Refused)]
+    return [(effect.peer, effect.code, effect.costs_stream) for effect in refused]
+
+
+def test_what_does_not_open_is_the_fault_of_whoever_hands_it_over() -> None:
+    here = scene(heard_all_commits)
+    source, author = here.bystander, here.proposer
+    good = here.signed(author, Kind.VOTE, Vote(name("a header")))
+    for bad, code in (
+        (msgspec.structs.replace(good, signature=bytes(64)), Code.BAD_SIGNATURE),
+        (msgspec.structs.replace(good, run_id=bytes(32)), Code.WRONG_RUN),
+        (msgspec.structs.replace(good, kind=99), Code.UNKNOWN_KIND),
+        (msgspec.structs.replace(good, version=9), Code.WRONG_VERSION),
+        (here.signed(author, Kind.VOTE, Vote(name("a header")), subject=b"a subject"), Code.MALFORMED),
+        (here.signed(author, Kind.JOIN, Join(), subject=b"a subject"), Code.MALFORMED),
+    ):
+        assert costs(here, events.EnvelopeReceived(source, bad)) == [(source, code, True)]
+    certificate = here.victim.node.catch_up.since(STEP - 1)[0]
+    header = msgspec.structs.replace(certificate.header, step=STEP)
+    forged = msgspec.structs.replace(certificate, header=header)
+    ((peer, _, costs_stream),) = costs(here, events.CertificateReceived(source, forged))
+    assert (peer, costs_stream) == (source, True)
+    here.finish_unharmed()
+
+
+def test_what_a_liar_signed_is_not_the_fault_of_whoever_hands_it_on() -> None:
+    """An honest member may have heard the other of two, and hand on what convicts its author."""
+    here = scene(heard_all_commits)
+    liar, source = here.proposer, here.bystander
+    payload = here.said(liar, Kind.COMMIT).payload
+    assert isinstance(payload, Commit)
+    second = here.signed(liar, Kind.COMMIT, msgspec.structs.replace(payload, loss=9.0))
+    assert costs(here, events.EnvelopeReceived(source, second)) == [(source, Code.EQUIVOCATION, False)]
+    stale = here.signed(liar, Kind.VOTE, Vote(name("a header")), step=STEP - 2)
+    assert costs(here, events.EnvelopeReceived(source, stale)) == [(source, Code.STALE, False)]
+    early = here.signed(liar, Kind.VOTE, Vote(name("a header")), step=STEP + 9)
+    assert costs(here, events.EnvelopeReceived(source, early)) == [(source, Code.FUTURE, False)]
+
+
 def test_an_echo_must_show_what_the_proposer_has_signed() -> None:
     """Else a liar could make others think that there are two headers, and no step would end in this view."""
     at = scene(working)
