@@ -173,7 +173,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (62, 83, 84), faults=ROUGH)
+@defect("stays_locked", (42, 52, 54), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
