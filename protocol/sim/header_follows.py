@@ -409,8 +409,8 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
     duties = assignment.aggregators(before.beacon, tuple(contributors), len(old))
     done = [any(names) for names in zip_longest(header.parts, header.projections, fillvalue=b"")]
     lazy = set() if silent else {index for part, index in enumerate(duties) if not done[part]}
-    if len(contributors) < len(old) - 1 + len(old) % 2:
-        lazy = set()  # liars could have kept them from being named
+    if banned or len(contributors) < len(old) - 1 + len(old) % 2:
+        lazy = set()  # they may have acted on a liar's other cut; or liars could have kept them from being named
     is_lame = 2 * len(lazy) >= len(contributors)
     counted = []
     for index, member in enumerate(old):
