@@ -38,7 +38,8 @@ from crowdsurf.peer.members import Members
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
-from crowdsurf.protocol import effects, events, limits
+from crowdsurf.protocol import effects, events, wire
+from crowdsurf.protocol.chain_answer import ChainAnswer
 from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
@@ -397,7 +398,7 @@ class Daemon:
             return ()
         recent = self._node.catch_up.since(first_step)
         if recent:
-            return recent[: limits.CERTIFICATES_PER_RESPONSE_MAX]
+            return recent
         async with self._reading_journal:
             return await asyncio.to_thread(_stored_certificates, self._place.folder, first_step)
 
@@ -463,13 +464,14 @@ def _sentence(node: Node) -> str:
 
 def _stored_certificates(folder: Path, first_step: int) -> list[Certificate]:
     """Certified steps from the journal, as many as one answer holds. Blocks on the disk. Raises WorldError."""
-    found: list[Certificate] = []
+    found, answer = list[Certificate](), ChainAnswer()
     try:
         for certificate in certificates_of(read_journal(folder)):
-            if certificate.header.step >= first_step:
-                found.append(certificate)
-            if len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+            if certificate.header.step < first_step:
+                continue
+            if not answer.takes(len(wire.pack(certificate))):
                 break
+            found.append(certificate)
     except Refusal as refusal:  # ours, not that of the peer that asked
         raise WorldError(f"the journal in {folder} holds a certificate that cannot be read") from refusal
     return found
