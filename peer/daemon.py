@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,7 +31,8 @@ from crowdsurf.peer.driver import Driver, Parts
 from crowdsurf.peer.duties import Duties
 from crowdsurf.peer.evidence_keeper import EvidenceKeeper
 from crowdsurf.peer.evidence_store import EvidenceStore
-from crowdsurf.peer.fetch import Fetcher, FetchServer
+from crowdsurf.peer.fetch import ChainReader, Fetcher, FetchServer
+from crowdsurf.peer.first_contact import FirstContact
 from crowdsurf.peer.inbox import Inbox
 from crowdsurf.peer.journal import Journal, read_journal
 from crowdsurf.peer.keys import PeerKey, random_bytes, verify
@@ -41,7 +43,8 @@ from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport.base import Transport
 from crowdsurf.peer.unwelcome import Unwelcome
-from crowdsurf.protocol import effects, events, limits
+from crowdsurf.protocol import effects, events, wire
+from crowdsurf.protocol.chain_answer import ChainAnswer
 from crowdsurf.protocol.envelope import Verify
 from crowdsurf.protocol.errors import Refusal, RefusedBySwarm, Unreachable, WorldError
 from crowdsurf.protocol.ids import Digest, PeerId, digest_text, peer_text, short
@@ -62,14 +65,6 @@ how it ended. A peer whose worker is just starting anew takes some seconds."""
 FIRST_CONTACT_SECONDS_MAX = 30.0
 COMPANY_SECONDS = 1.0
 """How often a peer that is no member looks whether anybody is still there."""
-CHAIN_ANSWER_SECONDS_MAX = 8.0
-"""How long one peer may take to hand over its certificates at the start, connecting included."""
-BETWEEN_ROUNDS_SECONDS = 0.3
-"""From one round of such questions to the next."""
-CHAIN_ASKED_AT_ONCE_MAX = 16
-"""Peers asked for their certificates at the same time. One honest answer among them is enough."""
-CHAIN_ASKED_MEMBERS_MAX = CHAIN_ASKED_AT_ONCE_MAX // 2
-"""Of these, peers that we take for members: a newcomer knows only the founders, and they may all be gone."""
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +275,17 @@ class Daemon:
 
     async def _take_part(self, node: Node, parts: Parts) -> None:
         self._phase = "looking for the swarm"
-        await self._sync_chain(node, parts)
+        place = self._place
+        first_contact = FirstContact(
+            node,
+            self._book.peers,
+            functools.partial(self._read_chain, parts.fetcher),
+            functools.partial(self._take, node, parts),
+            self._driver.refuse,
+            place.clock,
+            place.random_bytes,
+        )
+        await first_contact.run(FIRST_CONTACT_SECONDS_MAX)
         self._phase = "loading the state"
         await parts.links.keep(node.contacts())
         self._driver.on_step = self._on_step
@@ -301,74 +306,20 @@ class Daemon:
             alone = alone + 1 if taking_part and not parts.links.connected() else 0
         raise Unreachable("nobody of this swarm answers any more; it may have ended, or the network is down")
 
-    async def _sync_chain(self, node: Node, parts: Parts) -> None:
-        """Learn the certified past before taking part in the present. A founder of a run that has not begun may
-        start without anybody; everyone else needs somebody that answers."""
-        clock = self._place.clock
-        may_begin = node.is_member and node.chain.head.step == 0
-        give_up_at = clock.monotonic_seconds() + (0.0 if may_begin else FIRST_CONTACT_SECONDS_MAX)
-        asked: dict[PeerId, bool] = {}
-        while not await self._sync_chain_once(node, parts, asked):
-            alone = node.chain.head.roster.peers == (node.me,)
-            if alone or clock.monotonic_seconds() >= give_up_at:
-                if node.is_member or any(asked.values()):
-                    return
-                raise Unreachable(
-                    "nobody of this swarm answers; check the network, and that the swarm is still running"
-                )
-            await asyncio.sleep(BETWEEN_ROUNDS_SECONDS)
+    @contextlib.asynccontextmanager
+    async def _read_chain(self, fetcher: Fetcher, peer: PeerId, first_step: int) -> AsyncIterator[ChainReader]:
+        """Ask a peer for certificates. Raises Refusal, WorldError."""
+        await self._place.transport.connect(peer, self._book.of(peer))
+        async with fetcher.reading_chain(peer, first_step) as reader:
+            yield reader
 
-    async def _sync_chain_once(self, node: Node, parts: Parts, asked: dict[PeerId, bool]) -> bool:
-        """Ask several at once and take certificates as far as anybody has any; whether that is all there is to learn.
-
-        `asked` is kept between rounds: who was asked, and whether the answer was good. All of a round are heard before
-        this peer goes on, and that there is nothing to know is believed only once everybody was asked: else a few
-        strangers could say so, again and again, and nobody else would ever be heard.
-        """
-        if not self._unasked(node, asked):
-            asked.clear()  # nobody has answered, else we would be done: perhaps somebody does now
-        asking = _draw(self._unasked(node, asked), set(node.contacts()), self._place.random_bytes)
-        asked.update(dict.fromkeys(asking, False))
-        has_grown = False
-        while asking:
-            first_step = node.chain.head.step
-            answers = await asyncio.gather(*(self._ask_for_chain(parts, peer, first_step) for peer in asking))
-            asking = []
-            for peer, certificates in answers:
-                if certificates is not None and await self._take_chain(node, parts, peer, certificates):
-                    asked[peer] = True
-                    asking += [peer] if certificates else []
-            if node.chain.head.step == first_step:
-                break  # what there was to take is known here, however often it is handed over
-            has_grown = True
-        return has_grown or (any(asked.values()) and not self._unasked(node, asked))
-
-    def _unasked(self, node: Node, asked: dict[PeerId, bool]) -> list[PeerId]:
-        return [peer for peer in self._book.peers() if peer != node.me and peer not in asked]
-
-    async def _ask_for_chain(
-        self, parts: Parts, peer: PeerId, first_step: int
-    ) -> tuple[PeerId, tuple[Certificate, ...] | None]:
-        """A peer's certificates from a step on; None if it does not answer in time and in form."""
-        try:
-            async with asyncio.timeout(CHAIN_ANSWER_SECONDS_MAX):
-                await self._place.transport.connect(peer, self._book.of(peer))
-                return peer, await parts.fetcher.chain(peer, first_step)
-        except Refusal as refusal:
-            self._driver.refuse(peer, refusal)
-        except (WorldError, TimeoutError) as error:
-            log.debug("…%s does not answer: %s", short(peer), error)
-        return peer, None
-
-    async def _take_chain(self, node: Node, parts: Parts, peer: PeerId, certificates: tuple[Certificate, ...]) -> bool:
-        """Hand a peer's certificates to the rules; whether they are good. Raises WorldError if they cannot be kept."""
-        wanted = node.handle(events.ChainReceived(peer, certificates), self._place.clock.monotonic_seconds())
+    async def _take(self, node: Node, parts: Parts, peer: PeerId, certificate: Certificate) -> Refusal | None:
+        """Hand a peer's certificate to the rules; why it is refused, if it is. Raises WorldError if the disk fails."""
+        wanted = node.handle(events.ChainReceived(peer, (certificate,)), self._place.clock.monotonic_seconds())
         await self._driver.persist(wanted)
         parts.links.ban(_banned(node))
-        refused = [effect for effect in wanted if isinstance(effect, effects.Refused)]
-        for effect in refused:
-            self._driver.refuse(effect.peer, Refusal(effect.code, effect.detail))
-        return not refused
+        refused = (effect for effect in wanted if isinstance(effect, effects.Refused))
+        return next((Refusal(effect.code, effect.detail) for effect in refused), None)
 
     async def _settle(self, parts: Parts, node: Node) -> None:
         """After the end: save the model, answer stragglers for a moment, let queued messages go out."""
@@ -407,7 +358,7 @@ class Daemon:
             return ()
         recent = self._node.catch_up.since(first_step)
         if recent:
-            return recent[: limits.CERTIFICATES_PER_RESPONSE_MAX]
+            return recent
         async with self._reading_journal:
             return await asyncio.to_thread(_stored_certificates, self._place.folder, first_step)
 
@@ -449,14 +400,6 @@ async def _worker(manifest: Manifest, place: Place) -> AsyncIterator[tuple[Compu
         await client.close()
 
 
-def _draw(peers: list[PeerId], contacts: set[PeerId], chance: Callable[[int], bytes]) -> list[PeerId]:
-    """Whom to ask in one round. By lot: anybody can be in the directory, and choose how its id sorts. Some of our
-    contacts first, because who is a member has more to say."""
-    drawn = sorted(peers, key=lambda peer: chance(16))
-    members = [peer for peer in drawn if peer in contacts][:CHAIN_ASKED_MEMBERS_MAX]
-    return (members + [peer for peer in drawn if peer not in members])[:CHAIN_ASKED_AT_ONCE_MAX]
-
-
 def _banned(node: Node) -> list[PeerId]:
     """Who is kept out, as far as this peer knows."""
     return [PeerId(peer) for peer in node.chain.head.roster.banned]
@@ -473,13 +416,14 @@ def _sentence(node: Node) -> str:
 
 def _stored_certificates(folder: Path, first_step: int) -> list[Certificate]:
     """Certified steps from the journal, as many as one answer holds. Blocks on the disk. Raises WorldError."""
-    found: list[Certificate] = []
+    found, answer = list[Certificate](), ChainAnswer()
     try:
         for certificate in certificates_of(read_journal(folder)):
-            if certificate.header.step >= first_step:
-                found.append(certificate)
-            if len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
+            if certificate.header.step < first_step:
+                continue
+            if not answer.takes(len(wire.pack(certificate))):
                 break
+            found.append(certificate)
     except Refusal as refusal:  # ours, not that of the peer that asked
         raise WorldError(f"the journal in {folder} holds a certificate that cannot be read") from refusal
     return found

@@ -53,7 +53,8 @@ ASKED_AT_ONCE_MAX = 3
 STATES_AT_ONCE_MAX = 2
 """The same for a state, each of which needs memory for a whole one."""
 JOURNAL_BYTES_PER_SYNC = 1024 * 1024
-"""Appended records that are made durable although nothing was signed: the journal takes only so many at once."""
+"""Appended records, of this call and earlier ones, that are made durable although nothing was signed: the journal takes
+only so many at once, and a long past comes in many answers."""
 HELD_UP_MAX = 4096
 """Effects that a peer which rehearses an attack holds up at the same time; more than these are carried out at once."""
 
@@ -192,7 +193,7 @@ class Driver:
 
     async def persist(self, wanted: list[Effect]) -> None:
         """SPEC R-2.6: what is signed is durable before it is sent, and what is voted for is kept. Raises WorldError."""
-        parts, must_be_durable, waiting_bytes = self._parts, False, 0
+        parts, must_be_durable = self._parts, False
         for effect in wanted:
             record = record_of(effect)
             if isinstance(effect, effects.PersistLock):
@@ -207,11 +208,9 @@ class Driver:
                 must_be_durable |= parts.duties.saves_after(effect.step)
             if record is not None:
                 parts.journal.append(*record)
-                waiting_bytes += len(record[1])
                 must_be_durable |= record[0] is not RecordType.CERTIFICATE
-            if waiting_bytes >= JOURNAL_BYTES_PER_SYNC:
+            if parts.journal.pending_bytes >= JOURNAL_BYTES_PER_SYNC:
                 await asyncio.to_thread(parts.journal.sync)
-                waiting_bytes = 0
         if must_be_durable:
             await asyncio.to_thread(parts.journal.sync)
 

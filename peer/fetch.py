@@ -24,6 +24,7 @@ from crowdsurf.peer.state_store import StateStore
 from crowdsurf.peer.transport import frames
 from crowdsurf.peer.transport.base import Stream, Transport
 from crowdsurf.protocol import limits, wire
+from crowdsurf.protocol.chain_answer import ChainAnswer
 from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import DIGEST_BYTES, Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest, decode_manifest, encode_manifest, run_id_of
@@ -42,7 +43,7 @@ END_SECONDS = 5.0
 """How long the other side may take to end a stream in order, which nothing depends on."""
 
 Certificates = Callable[[int], Awaitable[Sequence[Certificate]]]
-"""Certified steps from a given one on, at most CERTIFICATES_PER_RESPONSE_MAX of them."""
+"""Certified steps from a given one on, as many as one answer may hold; more are not sent."""
 
 
 class _Turn:
@@ -142,10 +143,13 @@ class FetchServer:
         await self._send_bytes(stream, FrameKind.BLOB, digest, buffer)
 
     async def _answer_chain(self, stream: Stream, first_step: int) -> None:
-        certificates = await self._certificates(first_step)
+        certificates, answer = await self._certificates(first_step), ChainAnswer()
         async with frames.deadline(ANSWER_SECONDS, "the other side to read a chain"):
             for certificate in certificates:
-                await self._send(stream, FrameKind.CERTIFICATE, wire.pack(certificate))
+                data = wire.pack(certificate)
+                if not answer.takes(len(data)):
+                    break  # whoever asks knows that there may be more
+                await self._send(stream, FrameKind.CERTIFICATE, data)
 
     async def _answer_state(self, stream: Stream) -> None:
         step = self._certified_state()
@@ -182,6 +186,33 @@ async def _await_end(stream: Stream) -> None:
     await frames.receive_frame(stream, 0, END_SECONDS)
 
 
+class ChainReader:
+    """The certificates of one answer, unverified, each read when it is asked for: of an answer that is refused at its
+    first certificate no second one is in memory."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._answer = ChainAnswer()
+
+    @property
+    def may_be_more(self) -> bool:
+        """Once the answer has been read: whether it ended because it was full."""
+        return self._answer.is_full
+
+    async def next(self) -> Certificate | None:
+        """The next certificate; None at the end. Raises Refusal for anything else, WorldError."""
+        kind, nbytes = await frames.receive_header(self._stream, limits.CERTIFICATE_BYTES_MAX)
+        if kind == FrameKind.END and not nbytes:
+            return None
+        if kind != FrameKind.CERTIFICATE:
+            raise Refusal(Code.UNKNOWN_KIND, "not a chain of certificates")
+        if not self._answer.takes(nbytes):
+            raise Refusal(Code.OVERSIZED, "more certificates than one answer may have")
+        payload = bytearray(nbytes)
+        await frames.receive_payload(self._stream, memoryview(payload))
+        return packets.decode_certificate(bytes(payload))
+
+
 class Fetcher:
     """Asks questions."""
 
@@ -203,23 +234,24 @@ class Fetcher:
         finally:
             stream.abort()
 
-    async def chain(self, peer: PeerId, first_step: int) -> tuple[Certificate, ...]:
-        """Certificates from a step on, unverified, as many as one answer holds. Raises Refusal, WorldError."""
+    @contextlib.asynccontextmanager
+    async def reading_chain(self, peer: PeerId, first_step: int) -> AsyncIterator[ChainReader]:
+        """Certificates from a step on, as they arrive. Raises Refusal, WorldError. The caller sets the deadline."""
         stream = await self._ask(peer, FrameKind.GET_CHAIN, wire.pack(first_step))
-        found: list[Certificate] = []
         try:
-            async with frames.deadline(ANSWER_SECONDS, "a chain of certificates"):
-                while True:
-                    kind, payload = await frames.receive_frame(stream, limits.CERTIFICATE_BYTES_MAX)
-                    if kind == FrameKind.END:
-                        break
-                    if kind != FrameKind.CERTIFICATE or len(found) >= limits.CERTIFICATES_PER_RESPONSE_MAX:
-                        raise Refusal(Code.UNKNOWN_KIND, "not a chain of certificates")
-                    found.append(packets.decode_certificate(payload))
+            yield ChainReader(stream)
             await self._say_end(stream)
-            return tuple(found)
         finally:
             stream.abort()
+
+    async def chain(self, peer: PeerId, first_step: int) -> tuple[Certificate, ...]:
+        """Certificates from a step on, unverified, as many as one answer holds. Raises Refusal, WorldError."""
+        found: list[Certificate] = []
+        deadline = frames.deadline(ANSWER_SECONDS, "a chain of certificates")
+        async with self.reading_chain(peer, first_step) as reader, deadline:
+            while (certificate := await reader.next()) is not None:
+                found.append(certificate)
+        return tuple(found)
 
     async def blob(self, peer: PeerId, digest: Digest, blobs: BlobStore, begun: Begun = lambda nbytes: None) -> bool:
         """Get expected bytes into their place; False if the peer does not have them. `begun` hears how many bytes come

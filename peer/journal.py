@@ -91,6 +91,12 @@ class Journal:
             raise _world_error(path, error) from error
         return Journal(folder, lock, file, salt, end, dropped_bytes), _read_until(path, end)
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of records that wait for the next `sync`; `append` takes no more than BATCH_BYTES_MAX of them."""
+        with self._pending_lock:
+            return self._pending_bytes
+
     def append(self, record_type: int, payload: bytes) -> None:
         """Keep a record for the next `sync`; nothing reaches the disk before. Raises MisuseError on a record out
         of bounds or BATCH_BYTES_MAX waiting, WorldError once the journal is broken or closed."""

@@ -48,6 +48,10 @@ WANTS_PER_MESSAGE_MAX = ROSTER_PEERS_MAX
 CERTIFICATES_PER_RESPONSE_MAX = 64
 """Certificates in one answer of the chain service; a peer further behind asks again."""
 
+CHAIN_ANSWER_BYTES_MAX = 1024 * 1024
+"""Bytes of the certificates in one such answer. In a group of 128 it holds 64 of them, and eight of the largest ones;
+by their number alone 16 answers that are read at the same time would have 128 MiB."""
+
 VIEWS_MAX = 1 << 16
 """Views of one step. Back-off doubles the wait, so an honest swarm never gets near."""
 

@@ -13,6 +13,7 @@ import pytest
 
 from crowdsurf.peer import daemon as daemon_module
 from crowdsurf.peer import fetch as fetch_module
+from crowdsurf.peer import first_contact as first_contact_module
 from crowdsurf.peer import journal as journal_module
 from crowdsurf.peer.control_socket import ask
 from crowdsurf.peer.daemon import Daemon, fetch_manifest
@@ -405,7 +406,7 @@ class Liar:
 async def test_strangers_that_lie_or_say_nothing_do_not_keep_a_newcomer_out(
     tmp_path: Path, fake_compute: list[FakeCompute], monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    monkeypatch.setattr(daemon_module, "CHAIN_ANSWER_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(first_contact_module, "CHAIN_ANSWER_SECONDS_MAX", 0.3)
     async with Swarm(tmp_path, 2, extra=1, steps=150) as swarm:
         swarm.start()
         await swarm.peers[0].certified(3)

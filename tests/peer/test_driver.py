@@ -75,6 +75,7 @@ class FakeJournal:
         self.gate = threading.Event()
         self.gate.set()
         self.error: WorldError | None = None
+        self.pending_bytes = 0
 
     def append(self, record_type: int, payload: bytes) -> None:
         self.story.append(f"append {RecordType(record_type).name}")
@@ -282,6 +283,34 @@ async def test_a_long_chain_is_written_in_bounded_pieces(
     journal.close()
     assert 150 < len(found) <= 200
     assert [one.header.step for one in recover(read_journal(tmp_path)).certificates] == list(range(200))
+
+
+async def test_a_long_chain_that_comes_in_many_small_answers_never_fills_the_journal(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = Journal.open(tmp_path)
+    setup.driver._parts.journal = journal
+    monkeypatch.setattr(driver_module, "JOURNAL_BYTES_PER_SYNC", 1000)
+    for step in range(200):
+        await setup.driver.persist([effects.PersistCertificate(certificate(step))])
+        assert journal.pending_bytes < 1000
+    found = list(recover(read_journal(tmp_path)).certificates)
+    journal.close()
+    assert 150 < len(found) <= 200
+
+
+async def test_what_was_signed_is_durable_however_little_waits_and_in_the_order_of_its_batch(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = Journal.open(tmp_path)
+    setup.driver._parts.journal = journal
+    monkeypatch.setattr(driver_module, "JOURNAL_BYTES_PER_SYNC", 1000)
+    past = [effects.PersistCertificate(certificate(step)) for step in range(9)]
+    await setup.driver.persist([*past[:5], effects.PersistSigned(vote(9)), *past[5:]])
+    assert journal.pending_bytes == 0
+    kinds = [RecordType(kind) for kind, _ in read_journal(tmp_path)]
+    journal.close()
+    assert kinds == [*[RecordType.CERTIFICATE] * 5, RecordType.SIGNED, *[RecordType.CERTIFICATE] * 4]
 
 
 # --- the loop ----------------------------------------------------------------------------------------------

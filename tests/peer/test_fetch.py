@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from crowdsurf.peer import fetch as fetch_module
 from crowdsurf.peer import packets
 from crowdsurf.peer.blobs import BlobStore
 from crowdsurf.peer.compute.segments import SegmentPool
+from crowdsurf.peer.daemon import _stored_certificates
 from crowdsurf.peer.fetch import SERVED_PER_PEER_MAX, Fetcher, FetchServer
+from crowdsurf.peer.journal import Journal
 from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.packets import FrameKind, StateHeader
 from crowdsurf.peer.state_store import StateStore
@@ -26,6 +29,7 @@ from crowdsurf.protocol.errors import Code, Refusal, WorldError
 from crowdsurf.protocol.ids import Digest, blob_digest
 from crowdsurf.protocol.manifest import encode_manifest, run_id_of
 from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.recovery import RecordType
 from tests.peer.shell import Inbox, key_of, manifest_of, soon, until
 from tests.protocol.test_recovery import header
 
@@ -39,6 +43,17 @@ DATA = bytes(range(200)) * (NBYTES // 200)
 NAME = blob_digest(DATA)
 STATE = DATA * 7  # more than one chunk
 CERTIFICATES = [Certificate(header(step), ((0, 0, bytes(64)),)) for step in range(100)]
+
+
+def large_certificate(step: int) -> Certificate:
+    """As in a group of 256, with a projection of everything."""
+    names = tuple(bytes([number]) * 32 for number in range(256))
+    fields = {"parts": names, "nonces": names, "projections": names}
+    votes = tuple((index, 0, bytes(64)) for index in range(256))
+    return Certificate(msgspec.structs.replace(header(step), **fields), votes)
+
+
+LARGE = wire.pack(large_certificate(0))
 
 
 async def chain_from(first_step: int) -> Sequence[Certificate]:
@@ -338,7 +353,73 @@ async def test_a_chain_without_end_is_cut(other: MemoryTransport, fetcher: Fetch
             await frames.send_frame(stream, FrameKind.CERTIFICATE, wire.pack(CERTIFICATES[0]))
 
     await liar(other, endless)
-    assert await refused(fetcher.chain(OTHER, 0)) is Code.UNKNOWN_KIND
+    assert await refused(fetcher.chain(OTHER, 0)) is Code.OVERSIZED
+
+
+async def test_a_chain_of_large_certificates_is_refused_before_it_takes_much_memory(
+    other: MemoryTransport, fetcher: Fetcher
+) -> None:
+    """By their number alone these would be allowed."""
+    sent_bytes = 0
+
+    async def heavy(stream: Stream) -> None:
+        nonlocal sent_bytes
+        for _ in range(limits.CERTIFICATES_PER_RESPONSE_MAX):
+            await frames.send_frame(stream, FrameKind.CERTIFICATE, LARGE)
+            sent_bytes += len(LARGE)
+
+    await liar(other, heavy)
+    assert await refused(fetcher.chain(OTHER, 0)) is Code.OVERSIZED
+    await until(lambda: not other._table._streams)
+    assert sent_bytes <= limits.CHAIN_ANSWER_BYTES_MAX + 2 * len(LARGE)  # the rest stayed with the liar
+
+
+async def test_what_has_no_place_in_one_answer_is_asked_for_again(
+    network: MemoryNetwork, other: MemoryTransport, fetcher: Fetcher, tmp_path: Path
+) -> None:
+    past = [large_certificate(step) for step in range(50)]
+    server = Server(other, tmp_path)
+
+    async def from_step(first_step: int) -> Sequence[Certificate]:
+        return past[first_step:]
+
+    server.server._certificates = from_step
+    await other.serve(packets.FETCH_STREAM, server.server.serve)
+    answers: list[tuple[Certificate, ...]] = []
+    while not answers or answers[-1]:
+        answers.append(await soon(fetcher.chain(OTHER, sum(map(len, answers)))))
+    assert [certificate for answer in answers for certificate in answer] == past
+    assert len(answers) == 4  # the last one has nothing
+    assert sum(len(wire.pack(certificate)) for certificate in answers[0]) <= limits.CHAIN_ANSWER_BYTES_MAX
+    assert server.inbox.refusals.empty()
+
+
+async def test_no_more_is_read_from_the_journal_than_one_answer_holds(tmp_path: Path) -> None:
+    journal, _ = Journal.open(tmp_path)
+    for step in range(50):
+        journal.append(RecordType.CERTIFICATE, wire.pack(large_certificate(step)))
+    journal.close()
+    found = _stored_certificates(tmp_path, 3)
+    assert [certificate.header.step for certificate in found] == list(range(3, 3 + len(found)))
+    nbytes = sum(len(wire.pack(certificate)) for certificate in found)
+    assert limits.CHAIN_ANSWER_BYTES_MAX - len(LARGE) < nbytes <= limits.CHAIN_ANSWER_BYTES_MAX
+
+
+async def test_certificates_are_read_one_by_one(other: MemoryTransport, fetcher: Fetcher) -> None:
+    """Whoever reads no further has no more than one of them in memory."""
+    sent = asyncio.Event()
+
+    async def two(stream: Stream) -> None:
+        await frames.send_frame(stream, FrameKind.CERTIFICATE, wire.pack(CERTIFICATES[0]))
+        await sent.wait()
+        await frames.send_frame(stream, FrameKind.END)
+
+    await liar(other, two)
+    async with fetcher.reading_chain(OTHER, 0) as reader:
+        assert await soon(reader.next()) == CERTIFICATES[0]
+        sent.set()
+        assert await soon(reader.next()) is None
+        assert not reader.may_be_more
 
 
 async def test_a_chain_that_drips_has_one_deadline(

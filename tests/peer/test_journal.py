@@ -101,9 +101,13 @@ def test_bounds(tmp_path: Path) -> None:
     largest = bytes(PAYLOAD_BYTES_MAX)
     for _ in range(BATCH_BYTES_MAX // PAYLOAD_BYTES_MAX - 1):
         journal.append(1, largest)
+    waiting = journal.pending_bytes
+    assert BATCH_BYTES_MAX - 2 * PAYLOAD_BYTES_MAX < waiting <= BATCH_BYTES_MAX
     with pytest.raises(MisuseError, match="sync before"):
         journal.append(1, largest)
+    assert journal.pending_bytes == waiting
     journal.sync()
+    assert journal.pending_bytes == 0
     journal.append(1, largest)
     journal.close()
     assert sum(1 for _ in read_journal(tmp_path)) == BATCH_BYTES_MAX // PAYLOAD_BYTES_MAX
