@@ -183,7 +183,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (21, 37, 85, 94, 217, 237), faults=ROUGH)
+@defect("stays_locked", (35, 42, 45), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
@@ -258,7 +258,7 @@ def forgets_who_wants_to_join(patch: Patch) -> None:
     patch.setattr(Membership, "joins", lambda self, head: set())
 
 
-@defect("progress", (4, 14, 20), faults=CRASHY)
+@defect("progress", (5, 10, 15), faults=CRASHY)
 def never_changes_the_view(patch: Patch) -> None:
     """A proposer that is gone is waited for."""
     honest = StepMachine._trigger
