@@ -10,7 +10,7 @@ from crowdsurf.protocol import wire
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import part_subject
 from crowdsurf.protocol.envelope import Opened, Slot, Verify, signed_bytes
-from crowdsurf.protocol.errors import Code, Refusal
+from crowdsurf.protocol.errors import Code, Refusal, Unreadable
 from crowdsurf.protocol.ids import DIGEST_BYTES, PeerId
 from crowdsurf.protocol.messages import (
     Aggregate,
@@ -101,21 +101,21 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
 
 def check_lock(opened: Opened, roster: Roster, quorum: int, verify: Verify) -> None:
     """R-4.26: what is shown for a lock are prepares of a quorum, in the view it is said to be of; nothing may be shown.
-    Raises Refusal(BAD_CERTIFICATE)."""
+    Nobody honest hands on anything else. Raises Unreadable(BAD_CERTIFICATE)."""
     change, envelope = opened.payload, opened.envelope
     if not isinstance(change, ViewChange) or not change.proof:
         return
     indexes = [index for index, _ in change.proof]
     if change.lock is None or change.lock_view >= envelope.view or change.lock.step != envelope.step:
-        raise Refusal(Code.BAD_CERTIFICATE, "prepares are shown for a header of this step and of an earlier view")
+        raise Unreadable(Code.BAD_CERTIFICATE, "prepares are shown for a header of this step and of an earlier view")
     if indexes != sorted(set(indexes)) or indexes[-1] >= len(roster) or len(indexes) != quorum:
-        raise Refusal(Code.BAD_CERTIFICATE, f"{quorum} prepares of distinct members are needed, by rising index")
+        raise Unreadable(Code.BAD_CERTIFICATE, f"{quorum} prepares of distinct members are needed, by rising index")
     slot = Slot(envelope.step, change.lock_view, Kind.PREPARE, b"")
     name = payload_digest(wire.pack(Prepare(header_digest(change.lock))))
     for index, signature in change.proof:
         peer = roster.peers[index]
         if not verify(peer, signed_bytes(envelope.version, envelope.run_id, slot, name, peer), signature):
-            raise Refusal(Code.BAD_CERTIFICATE, f"the prepare of member {index} is not signed by it")
+            raise Unreadable(Code.BAD_CERTIFICATE, f"the prepare of member {index} is not signed by it")
 
 
 def check_proposer(sender: PeerId, view: int, proposer: PeerId) -> None:

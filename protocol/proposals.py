@@ -55,7 +55,8 @@ class Proposals:
         return self._asking.for_messages(proposal.sender, missing, None)
 
     def to_show(self, name: Digest) -> list[Effect]:
-        """Show everybody a cut that was accepted, as its proposer has signed it."""
+        """Show everybody a cut that was accepted, as its proposer has signed it; in every view, because that of a later
+        one may propose the same cut to some alone."""
         others = self._asking.others()
         said = (opened for opened in self._transcript.find(name) if opened.envelope.kind == Kind.PROPOSAL)
         return [SendEnvelope(others, opened.envelope) for opened in said if opened.sender in others]

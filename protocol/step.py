@@ -362,7 +362,7 @@ class StepMachine:
             schedule = lay_out(now, transfer, delivery, self._scrutiny is not None)
             known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
             self.effects += known.opening(self._elements)
-            self.effects += self._proposals.to_show(name)
+        self.effects += self._proposals.to_show(name)
         self.accepted, self._deadline = known, known.schedule.parts
         self.heard_in_time = self.heard_in_time or frozenset(self.transcript.commits)
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):

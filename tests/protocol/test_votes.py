@@ -197,6 +197,18 @@ def test_a_member_that_asked_for_a_view_before_a_restart_is_in_it_after() -> Non
     assert votes(voter.wait(lambda: voter.machine.ballot.knows_locks)) == [(1, NAME)]
 
 
+def test_an_accepted_cut_is_shown_in_every_view() -> None:
+    """The proposer of a later view may propose to some alone what others have acted on in the one before."""
+    voter = Voter()
+    voter.ask_for_view(1)
+    again = STEP.say(SECOND, Kind.PROPOSAL, STEP.cut, 1)
+    said = voter.hear(again)
+    shown = [
+        effect for effect in said if isinstance(effect, effects.SendEnvelope) and effect.envelope == again.envelope
+    ]
+    assert [len(effect.to) for effect in shown] == [3]
+
+
 def test_a_header_that_others_show_is_asked_for_if_the_proposer_does_not_send_it() -> None:
     voter = Voter()
     outcome = STEP.say(FIRST, Kind.OUTCOME, GOOD)
