@@ -39,8 +39,9 @@ from crowdsurf.protocol.roster import Roster, withheld
 from crowdsurf.protocol.scrutiny import has_all_lines, line_about, lines_of
 from crowdsurf.protocol.tolerance import Gap, as_it_should_be, gap_between, sketches_apart, wrong_length
 
-UNPROVABLE_KINDS = frozenset((int(Kind.ACCUSATION), int(Kind.VERDICT)))
-"""A second one in a slot is refused and no more: no honest decision rests on which of the two was heard."""
+CASE_KINDS = frozenset((int(Kind.ACCUSATION), int(Kind.VERDICT)))
+"""What is said about cases; it outlives the step it is said in. A second one in a slot is refused and no more: no
+honest decision rests on which of the two was heard."""
 
 
 class Record(NamedTuple):
@@ -165,7 +166,7 @@ def _equivocation_holds(accusation: Accusation, run_id: Digest, verify: Verify) 
     except Refusal:
         return False
     accused, slot = PeerId(accusation.accused), Slot(proof.step, proof.view, proof.kind, proof.subject)
-    if proof.first[0] >= proof.second[0] or proof.step != accusation.step or proof.kind in UNPROVABLE_KINDS:
+    if proof.first[0] >= proof.second[0] or proof.step != accusation.step or proof.kind in CASE_KINDS:
         return False
     return all(
         verify(accused, signed_bytes(limits.PROTOCOL_VERSION, run_id, slot, name, accused), signature)

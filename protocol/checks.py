@@ -39,8 +39,6 @@ _VIEWLESS = frozenset(
         *(Kind.JOIN, Kind.LEAVE, Kind.ACCUSATION, Kind.VERDICT),
     )
 )
-CASE_KINDS = frozenset((int(Kind.ACCUSATION), int(Kind.VERDICT)))
-"""What is said about cases; it outlives the step it is said in."""
 LAST_WORDS = frozenset((int(Kind.ECHO), int(Kind.PREPARE), int(Kind.VOTE)))
 """What is still on its way when a step is over."""
 _WITH_SUBJECT = frozenset(int(kind) for kind in (Kind.AGGREGATE, Kind.PROJECTION, Kind.ACCUSATION, Kind.VERDICT))

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from crowdsurf.protocol import events, limits
 from crowdsurf.protocol.auditor import Auditor
-from crowdsurf.protocol.cases import check_objection, is_objection
+from crowdsurf.protocol.cases import CASE_KINDS, check_objection, is_objection
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
-from crowdsurf.protocol.checks import CASE_KINDS, LAST_WORDS, check_lock, check_slot_form
+from crowdsurf.protocol.checks import LAST_WORDS, check_lock, check_slot_form
 from crowdsurf.protocol.deadlines import timing_of
 from crowdsurf.protocol.effects import (
     CancelWork,
