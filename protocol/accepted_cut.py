@@ -38,6 +38,12 @@ class Schedule:
     """The same as `reveals` where none are published."""
     outcome: float
 
+    def give_up_at(self, now: float, view_seconds: float) -> float:
+        """When to do without this view's proposer, of a member that now waits for nothing but its header. A proposer
+        that has all it needs is given as long again as this member took, and a view; one that still waits is waited
+        for until it need wait no more. Whoever says nothing costs no more than that (SPEC R-4.33)."""
+        return min(max(self.outcome, now + view_seconds), now + (now - self.accepted) + view_seconds)
+
 
 def lay_out(now: float, transfer_seconds: float, delivery_seconds: float, is_checked: bool = False) -> Schedule:
     """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence

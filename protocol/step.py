@@ -338,7 +338,7 @@ class StepMachine:
         if target is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
         elif target is Phase.SIGN and self.accepted is not None:
-            self._deadline = max(self.accepted.schedule.outcome, now + self._view_seconds())
+            self._deadline = self.accepted.schedule.give_up_at(now, self._view_seconds())
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
         elif target is Phase.AGGREGATE and self.accepted is not None:
@@ -509,7 +509,7 @@ class StepMachine:
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
         self._say(Kind.VIEW_CHANGE, view, b"", self.ballot.change_of_view())
-        for envelope in self.lock_grounds():
+        for envelope in self.holdings.grounds(self.ballot.lock):  # its prepares are in what was just said
             self.effects.append(SendEnvelope(self._asking.others(), envelope))
 
     def _view_seconds(self) -> float:

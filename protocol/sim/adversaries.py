@@ -1,7 +1,8 @@
 """Peers that break the rules: every attack by its name, one small class each.
 
 The idea: `adversary.py` says what all attackers have in common. Here are those that lie about gradients, messages and
-each other; those that lie about aggregates are in `lying_aggregators.py`.
+each other; those that lie about aggregates are in `lying_aggregators.py`, those that choose who acts on what in
+`lying_proposers.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from crowdsurf.protocol.messages import (
 from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind, is_own
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery
 from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
+from crowdsurf.protocol.sim.lying_proposers import SplitViews, WithholdCut
 
 __all__ = ["ATTACKS", "Adversary", "Body", "Mind"]
 
@@ -362,10 +364,12 @@ ATTACKS: dict[str, type[Adversary]] = {
     "withhold_part": WithholdPart,
     "withhold_reveal": WithholdReveal,
     "withhold_projection": WithholdProjection,
+    "withhold_cut": WithholdCut,
     "equivocate": Equivocate,
     "false_accusation": FalseAccusation,
     "two_faces": TwoFaces,
     "split_objection": SplitObjection,
+    "split_views": SplitViews,
     "lazy_validator": LazyValidator,
     "replay": Replay,
     "garbage": Garbage,

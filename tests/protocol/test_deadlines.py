@@ -56,6 +56,17 @@ def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float
     assert checked.outcome <= now + 3 * transfer + 6 * delivery + 1e-3
 
 
+def test_a_proposer_is_given_as_long_again_and_a_view() -> None:
+    """Whoever has all at once waits little for a header, whoever waited for the last thing as long as its proposer
+    may, and in a later view no less than that view takes."""
+    waits = lay_out(100.0, 5.0, 1.0)
+    assert waits.outcome == 115.0
+    assert waits.give_up_at(100.5, 2.0) == 103.0
+    assert waits.give_up_at(103.0, 2.0) == 108.0
+    assert waits.give_up_at(111.0, 2.0) == waits.outcome
+    assert waits.give_up_at(111.0, 8.0) == 119.0
+
+
 FIRST, SECOND = (FakeSigner(number).peer_id for number in range(2))
 
 

@@ -16,11 +16,13 @@ from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, open_envelop
 from crowdsurf.protocol.membership import Membership
 from crowdsurf.protocol.messages import Kind
 from crowdsurf.protocol.node import Node, Recovered
+from crowdsurf.protocol.proposals import Proposals
 from crowdsurf.protocol.recovery import recover as recover_really
 from crowdsurf.protocol.sim import disk, keys
 from crowdsurf.protocol.sim.disk import Disk
 from crowdsurf.protocol.sim.faults import Faults
 from crowdsurf.protocol.sim.host import Host
+from crowdsurf.protocol.sim.lying_proposers import WithholdCut
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase, Trigger
 from crowdsurf.protocol.transcript import Transcript
@@ -99,7 +101,7 @@ def _recover_without(patch: Patch, what: str) -> None:
     patch.setattr(disk, "recover", recover)
 
 
-@defect("signed_once", (0, 3, 4), faults=Faults(worker_death_rate=6.0, join_rate=10.0))
+@defect("signed_once", (1, 5, 7), faults=Faults(worker_death_rate=6.0, join_rate=10.0))
 def a_dead_worker_makes_it_forget(patch: Patch) -> None:
     """A step that is begun again begins without what was signed in it."""
     patch.setattr(Node, "_remember_signed", nothing)
@@ -183,7 +185,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (35, 42, 45), faults=ROUGH)
+@defect("stays_locked", (6, 19, 20), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
@@ -302,3 +304,20 @@ def spins(patch: Patch) -> None:
         return self._began if self.phase is Phase.SIGN else honest(self)
 
     patch.setattr(StepMachine, "next_deadline", next_deadline)
+
+
+@defect("no_honest_rest", peers=9, steps=30, liar=WithholdCut, liars=4)
+def keeps_the_cut_to_itself(patch: Patch) -> None:
+    """A cut that was accepted is not shown to those that its proposer has left out."""
+    patch.setattr(Proposals, "to_show", lambda self, name: [])
+
+
+@defect("no_honest_rest", (8, 22, 40), peers=9, steps=30, liar=WithholdCut, liars=4)
+def has_done_with_a_cut_too_soon(patch: Patch) -> None:
+    """Whoever has asked for the next view takes no cut of this one, although the next is not open."""
+
+    def proposed(self: Proposals, is_first: bool) -> Opened | None:
+        view = self._ballot.view
+        return self._transcript.proposal(self._proposer_of(view), view)
+
+    patch.setattr(Proposals, "proposed", proposed)

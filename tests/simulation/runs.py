@@ -21,7 +21,8 @@ class Setting:
     faults: Faults | None = field(default_factory=Faults)
     """None: drawn from the seed, as is the number of peers."""
     liar: type[Adversary] | None = None
-    """What one of the peers does."""
+    """What some of the peers do."""
+    liars: int = 1
 
 
 def simulation(setting: Setting, seed: int) -> Simulation:
@@ -29,7 +30,7 @@ def simulation(setting: Setting, seed: int) -> Simulation:
     chance = random.Random(f"plan {seed}")
     faults = setting.faults if setting.faults is not None else draw(chance)
     peers = setting.peers if setting.faults is not None else chance.randrange(2, 12)
-    plan = Plan(peers=peers, seed=seed, faults=faults, byzantine=1 if setting.liar is not None else 0)
+    plan = Plan(peers=peers, seed=seed, faults=faults, byzantine=setting.liars if setting.liar is not None else 0)
     plan = dataclasses.replace(plan, faulty_seconds_max=120.0, liveness_seconds=120.0, step_seconds=10.0)
     made = Simulation(plan, plain_manifest(plan, setting.steps), NamesCompute())
     for host in made.hosts:
