@@ -2,9 +2,9 @@
 
 The idea: certificates prove themselves, so it does not matter who hands them over. Whom to ask is drawn by lot, and
 each of them is followed by itself until it has no more: all of them feed one chain, which grows as fast as the quickest
-of them hands over, and none of them waits for another. Only that there is nothing more to learn takes all of them: it
-cannot be proven, and a few strangers could say so. Every certificate is checked when it arrives; whoever hands over a
-bad one is not read any further, and not asked again.
+of them hands over, and none of them waits for another. Only that there is nothing more to learn takes many: it cannot
+be proven, and a few strangers could say so. So it takes members enough for an honest one among them, or all. Every
+certificate is checked when it arrives; whoever hands over a bad one is not read any further, and not asked again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from crowdsurf.protocol.errors import Code, Refusal, Unreachable, WorldError
 from crowdsurf.protocol.ids import PeerId, short
 from crowdsurf.protocol.messages import Certificate
 from crowdsurf.protocol.node import Node
+from crowdsurf.protocol.roster import enough_for_an_honest_one, quorum_of
 
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over one answer, connecting included and our own checking not."""
+MAY_KNOW_MORE = -1
+"""In place of the step at which a peer had no more."""
 BETWEEN_ROUNDS_SECONDS = 0.3
 """From one round of such questions to the next."""
 CHAIN_ASKED_AT_ONCE_MAX = 16
@@ -72,8 +75,8 @@ class FirstContact:
         self._refuse = refuse
         self._clock = clock
         self._chance = chance
-        self._asked: dict[PeerId, bool] = {}
-        """Who was asked since everybody was, and whether an answer was good."""
+        self._asked: dict[PeerId, int | None] = {}
+        """Who was asked since everybody was, and at which step it had no more; None if it has not answered well."""
         self._refused: set[PeerId] = set()
         """Whose answers were no chain. Nobody asks them again; a round adds a few, and rounds come to an end."""
         self._turn = asyncio.Lock()
@@ -88,7 +91,7 @@ class FirstContact:
         while not await self.round():
             alone = node.chain.head.roster.peers == (node.me,)
             if alone or clock.monotonic_seconds() >= give_up_at:
-                if node.is_member or any(self._asked.values()):
+                if node.is_member or self._has_heard:
                     return
                 raise Unreachable(
                     "nobody of this swarm answers; check the network, and that the swarm is still running"
@@ -98,20 +101,34 @@ class FirstContact:
     async def round(self) -> bool:
         """Ask several and hear each of them to its end; whether that is all there is to learn.
 
-        That there is nothing to know is believed only once everybody was asked: else a few strangers could say so,
-        again and again, and nobody else would ever be heard. Raises WorldError if what was learned cannot be kept.
+        That there is nothing more to know is believed of an honest member, or once everybody was asked: else a few
+        strangers could say so, again and again, or hand over an old beginning, and nobody else would ever be heard.
+        Raises WorldError if what was learned cannot be kept.
         """
         if not self._unasked():
             self._asked.clear()  # nobody has answered, else we would be done: perhaps somebody does now
-        drawn, first_step = draw(self._unasked(), set(self._node.contacts()), self._chance), self._step
-        self._asked.update(dict.fromkeys(drawn, False))
+        drawn = draw(self._unasked(), set(self._node.contacts()), self._chance)
+        self._asked.update(dict.fromkeys(drawn))
         try:
             async with asyncio.TaskGroup() as group:
                 for peer in drawn:
                     group.create_task(self._follow(peer))
         except* _NotKept as failed:
             raise failed.exceptions[0].__cause__ or failed from None
-        return self._step > first_step or (any(self._asked.values()) and not self._unasked())
+        return self._is_vouched_for() or (self._has_heard and not self._unasked())
+
+    @property
+    def _has_heard(self) -> bool:
+        """Whether anybody has answered since everybody was asked."""
+        return any(step is not None for step in self._asked.values())
+
+    def _is_vouched_for(self) -> bool:
+        """Whether so many members of the newest step known here know nothing newer that one of them is honest. That
+        nothing has happened at all founders may think that have lost everything."""
+        node = self._node
+        roster, quorum = node.chain.head.roster, node.manifest.quorum
+        vouching = sum(1 for peer, step in self._asked.items() if step == self._step and peer in roster.indexes)
+        return self._step > 0 and vouching >= enough_for_an_honest_one(len(roster), quorum_of(len(roster), quorum))
 
     @property
     def _step(self) -> int:
@@ -125,8 +142,8 @@ class FirstContact:
         """Take what one peer has, until it says that this is all. Raises _NotKept."""
         try:
             while await self._ask(peer):
-                self._asked[peer] = True
-            self._asked[peer] = True
+                self._asked[peer] = MAY_KNOW_MORE
+            self._asked[peer] = self._step
         except Refusal as refusal:
             self._refused.add(peer)
             self._refuse(peer, refusal)

@@ -45,21 +45,34 @@ class Schedule:
         return min(max(self.outcome, now + view_seconds), now + (now - self.accepted) + view_seconds)
 
 
-def lay_out(now: float, transfer_seconds: float, delivery_seconds: float, is_checked: bool = False) -> Schedule:
-    """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence
-    twice the transfer time for aggregates; each later phase adds one delivery. Projections take work that grows with
+class Waits(NamedTuple):
+    """How long things may take, in seconds."""
+
+    parts: float
+    """A part, on its way to this member."""
+    aggregate: float
+    """An aggregate, or what its aggregator waits for: no honest one waits longer for a part."""
+    delivery: float
+    """A small message."""
+
+
+def lay_out(now: float, waits: Waits, is_checked: bool = False) -> Schedule:
+    """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence twice
+    the transfer time for aggregates; and it may have accepted the cut three deliveries later: one to be shown it, two
+    to ask for a commit that was kept from it. Each later phase adds one delivery. Projections take work that grows with
     the parts, as their transfer does."""
-    aggregates = now + 2 * transfer_seconds
-    reveals = aggregates + delivery_seconds
-    projections = reveals + (transfer_seconds + delivery_seconds if is_checked else 0.0)
+    transfer, delivery = waits.aggregate, waits.delivery
+    aggregates = now + 2 * transfer + 3 * delivery
+    reveals = aggregates + delivery
+    projections = reveals + (transfer + delivery if is_checked else 0.0)
     return Schedule(
         accepted=now,
-        pull=now + transfer_seconds / 2,
-        parts=now + transfer_seconds,
+        pull=now + waits.parts / 2,
+        parts=now + waits.parts,
         aggregates=aggregates,
         reveals=reveals,
         projections=projections,
-        outcome=projections + 4 * delivery_seconds,
+        outcome=projections + 4 * delivery,
     )
 
 
@@ -122,7 +135,11 @@ class AcceptedCut:
                 if aggregator != self._me and mine.parts[part] in self._blobs:
                     effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
         for item in self.inputs:
-            if item.digest not in self._blobs:
+            if (
+                item.digest in self._blobs
+            ):  # also its own: else those that make others wait would be half of what it sees
+                self._timing.transfer.observe(0.0)
+            else:
                 size = part_bytes(elements, parts, item.part)
                 effects.append(ExpectPart(step, item.part, parts, item.member, item.digest, size))
         return effects

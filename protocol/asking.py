@@ -44,6 +44,13 @@ class Asking:
         asked = peers[: enough_reveals(self._facts)] if self._may_ask(digest, now) else []
         return [SendWant(peer, (digest,)) for peer in asked]
 
+    def of_who_shows(self, peer: PeerId, shown: Digest, digests: list[Digest], now: float) -> list[Effect]:
+        """Ask a member for what somebody's message names that it has handed on, though others were asked, too: once per
+        message and member, so that to hand it on again costs nobody anything; nobody else is asked."""
+        if not digests or peer not in self.others() or not self._may_ask(shown + peer, now):
+            return []
+        return [SendWant(peer, tuple(digests))]
+
     def for_missing(self, missing: Missing, proposer: PeerId, now: float) -> list[Effect]:
         """Ask for what a header needs, of whoever proposed it first."""
         effects = self.for_messages(proposer, missing.messages, now)

@@ -122,9 +122,10 @@ class Auditor:
             self.effects.append(SendWant(source, (case,)))
 
     def on_conflict(self, pair: Equivocation, head: Head) -> None:
-        """Somebody signed a slot twice; that convicts it, once."""
+        """Somebody signed a slot twice; that convicts it, once. Of two cuts everybody must know, because voters insist
+        on a ban for them (SPEC R-4.24), and who has proven itself guilty could show them to one member alone."""
         guilty = PeerId(pair.first.sender)
-        if not self.tribunal.is_proven(guilty):
+        if not self.tribunal.is_proven(guilty) or pair.first.kind == Kind.PROPOSAL:
             self._accuse(Accusation(guilty, Reason.EQUIVOCATION, pair.first.step, proof_of(pair)), head)
 
     def on_projection(self, said: Opened, head: Head) -> None:

@@ -8,12 +8,23 @@ seen itself, which under synchrony covers a quorum that contains liars. SPEC R-4
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Certificate, Envelope, Header, ViewChange, header_digest
 from crowdsurf.protocol.roster import enough_for_an_honest_one
 
 _HEADERS_PER_VOTER_MAX = 8
 """Different headers of one step a member's votes are kept for."""
+
+
+class _Request(NamedTuple):
+    """A member's latest request for a view."""
+
+    view: int
+    change: ViewChange
+    name: bytes
+    """Digest of the header it is locked on, if there is one."""
 
 
 class Ballot:
@@ -37,7 +48,7 @@ class Ballot:
         self.locks_heard_at: float | None = None
         """In a view that is open: when this member will have heard what all honest ones are locked on; None if it
         has."""
-        self._requests: dict[int, dict[PeerId, ViewChange]] = {}
+        self._requests: dict[PeerId, _Request] = {}
         self._votes: dict[bytes, dict[int, tuple[int, bytes]]] = {}
 
     def lock_on(self, header: Header, view: int) -> None:
@@ -46,13 +57,11 @@ class Ballot:
 
     def request(self, peer: PeerId, view: int, change: ViewChange) -> None:
         """A member asks for `view`; only its latest request counts. What it shows for its lock was checked before."""
-        if change.lock is not None and change.proof:
-            self._proven.add((change.lock_view, header_digest(change.lock)))
-        latest = max((asked for asked, by in self._requests.items() if peer in by), default=-1)
-        if view <= latest:
-            return
-        self._requests.get(latest, {}).pop(peer, None)
-        self._requests.setdefault(view, {})[peer] = change
+        name = header_digest(change.lock) if change.lock is not None else b""
+        if name and change.proof:
+            self._proven.add((change.lock_view, name))
+        if peer not in self._requests or view > self._requests[peer].view:
+            self._requests[peer] = _Request(view, change, name)
 
     @property
     def somebody_gave_up(self) -> bool:
@@ -66,7 +75,7 @@ class Ballot:
 
     def requests_for(self, view: int) -> int:
         """Members that asked for this view or a later one."""
-        return sum(len(by) for asked, by in self._requests.items() if asked >= view)
+        return sum(1 for asked in self._requests.values() if asked.view >= view)
 
     def may_propose(self) -> bool:
         """Whether this view's proposer may speak: at once in view 0, later with a quorum of requests."""
@@ -98,8 +107,8 @@ class Ballot:
     def view_to_join(self) -> int | None:
         """A later view asked for by so many that at least one of them is honest, if there is one."""
         needed = enough_for_an_honest_one(len(self._indexes), self._quorum)
-        later = [view for view in self._requests if view > self.view and self.requests_for(view) >= needed]
-        return max(later, default=None)
+        views = sorted((asked.view for asked in self._requests.values()), reverse=True)
+        return views[needed - 1] if len(views) >= needed and views[needed - 1] > self.view else None
 
     def prepare(self, peer: PeerId, view: int, name: bytes, envelope: Envelope) -> None:
         """A member has prepared the header with this digest in a view."""
@@ -134,12 +143,11 @@ class Ballot:
         could name any other, and displace what honest members voted for.
         """
         locks = [(self.lock_view, self.lock)] if self.lock is not None else []
-        for by in self._requests.values():
-            locks += [
-                (change.lock_view, change.lock)
-                for change in by.values()
-                if change.lock is not None and self._may_be_locked(change.lock_view, header_digest(change.lock))
-            ]
+        locks += [
+            (asked.change.lock_view, asked.change.lock)
+            for asked in self._requests.values()
+            if asked.change.lock is not None and self._may_be_locked(asked.change.lock_view, asked.name)
+        ]
         if not locks:
             return None
         highest = max(view for view, _ in locks)

@@ -6,6 +6,8 @@ The idea: one function per kind, each raising a named refusal, none changing any
 
 from __future__ import annotations
 
+import math
+
 from crowdsurf.protocol import wire
 from crowdsurf.protocol.beacon import nonce_digest
 from crowdsurf.protocol.cases import part_subject
@@ -90,6 +92,8 @@ def check_commit(facts: StepFacts, sender: PeerId, commit: Commit) -> None:
         raise Refusal(Code.BAD_COMMIT, f"{len(commit.norms)} lengths of parts")
     if not all(norm >= 0.0 for norm in commit.norms):
         raise Refusal(Code.BAD_COMMIT, "a length of a part is no length")
+    if not 0.0 <= commit.transfer_seconds < math.inf:
+        raise Refusal(Code.BAD_COMMIT, "it waits for no length of time")
     if commit.heard and not is_bitmap_of(commit.heard, len(facts.peers)):
         raise Refusal(Code.BAD_COMMIT, "it has heard others than members")
     for names in (commit.joins, commit.leaves):

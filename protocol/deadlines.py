@@ -7,6 +7,7 @@ attack. SPEC R-4.30.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -54,8 +55,11 @@ class Estimator:
         values = list(self._recent)
         middle = median(values)
         deviation = median([abs(value - middle) for value in values])
-        usual = max(middle + self._deviations * deviation, _USUAL_TIMES * middle)
-        return min(self._seconds_max, max(self._seconds_min, usual))
+        return self.within_bounds(max(middle + self._deviations * deviation, _USUAL_TIMES * middle))
+
+    def within_bounds(self, seconds: float) -> float:
+        """The wait nearest to this one that the manifest allows."""
+        return min(self._seconds_max, max(self._seconds_min, seconds))
 
 
 @dataclass(slots=True)
@@ -133,6 +137,20 @@ class Timing:
     """With aggregators that are to show that they were right."""
     echoes: Patience = field(default_factory=Patience)
     """With members that are to show what was proposed."""
+
+    @property
+    def transfer_to_name(self) -> float:
+        """How long this peer would wait for a transfer, in seconds, rounded up to a power of two: that is all others
+        need know, and what is signed does not hang on every millisecond."""
+        mantissa, exponent = math.frexp(self.transfer.bound_seconds())
+        return math.ldexp(1.0, exponent - (mantissa == 0.5))
+
+    def transfers(self, named: list[float]) -> tuple[float, float]:
+        """How long to wait for parts, and how long for aggregates where nobody honest waits longer for its parts, given
+        what those in a cut have named. Whom liars make wait has learned to wait longer than others: by their median no
+        honest one waits for parts until its aggregate is too late for the rest (SPEC R-4.30)."""
+        own, common = self.transfer.bound_seconds(), self.transfer.within_bounds(median(named))
+        return min(own, common), max(own, common)
 
     def next_step(self, members: set[PeerId]) -> None:
         """A step of these members begins."""

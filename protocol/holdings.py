@@ -50,8 +50,9 @@ class Holdings:
         self.scrutiny = Scrutiny(clipping, facts.peers.index(me)) if clipping is not None else None
         """What it makes of aggregates; None where they are not checked."""
 
-    def commit(self, nonce: bytes, work: WorkDone | WorkRecomputed | None) -> Commit:
-        """What this member commits to: its own work, what it found as validator, or that it could not."""
+    def commit(self, nonce: bytes, work: WorkDone | WorkRecomputed | None, transfer_seconds: float) -> Commit:
+        """What this member commits to: its own work, what it found as validator, or that it could not; and how long it
+        would wait for a transfer."""
         done = work if isinstance(work, WorkDone) else WorkDone(0, (), 0.0, 0)
         # What is not finite has no length; an honest gradient is.
         norms = tuple(math.inf if math.isnan(norm) else norm for norm in done.norms)
@@ -67,6 +68,7 @@ class Holdings:
             finding=work.finding if isinstance(work, WorkRecomputed) else b"",
             norms=norms if self.scrutiny is not None else (),
             heard=self._heard_before(),
+            transfer_seconds=transfer_seconds,
         )
 
     def _heard_before(self) -> bytes:
@@ -78,6 +80,10 @@ class Holdings:
         said, peers = self.transcript.commits, self.facts.peers
         named = tuple((index, said[peer].digest) for index, peer in enumerate(peers) if peer in said)
         return Cut(self.facts.head.previous, named)
+
+    def transfers_named(self, cut: Cut) -> list[float]:
+        """How long those in a cut would wait for a transfer, seconds."""
+        return [commit.transfer_seconds for commit in self.transcript.commits_in(cut, self.facts.peers).values()]
 
     def header_of(self, name: Digest, cut: Cut) -> Header:
         """The outcome of a cut, as this member proposes it."""

@@ -106,6 +106,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     heard: Bitmap = b""
     """Members whose commit of the step before had come when this contributor accepted a cut of it; empty if it does not
     know. A proposer alone cannot make them absent."""
+    transfer_seconds: float = 0.0
+    """How long this contributor would wait for a transfer. The median of a cut is what all go by."""
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

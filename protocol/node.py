@@ -255,7 +255,7 @@ class Node:
     def _on_step_message(self, source: PeerId, machine: StepMachine, envelope: Envelope, now: float) -> None:
         known = machine.transcript.said_in(envelope)
         if known is not None and known.envelope == envelope:  # most of what is handed on; its signature was checked
-            machine.on_handed_on(source, known)
+            machine.on_handed_on(source, known, now)
             raise Refusal(Code.DUPLICATE, "heard before")
         opened = self._read(envelope)
         conflict = machine.transcript.check_slot(opened)
@@ -268,7 +268,7 @@ class Node:
         check_echo(opened, machine.proposer(envelope.view), self._verify)
         check_lock(opened, self.chain.head.roster, machine.quorum, self._verify)
         machine.on_message(opened, now)
-        machine.on_handed_on(source, opened)
+        machine.on_handed_on(source, opened, now)
         if envelope.kind == Kind.PROJECTION:
             self.auditor.on_projection(opened, self.chain.head)
 
@@ -317,9 +317,9 @@ class Node:
         """A message of a step that is over. The last words of a step always come late; anything else, or the same
         said again, is from a straggler, which gets the certificates it lacks."""
         words = source, envelope.kind
-        if envelope.kind in LAST_WORDS and envelope.step == self._step - 1 and words not in self._late_words:
-            return self._late_words.add(words)
         if self._is_known(source):
+            if envelope.kind in LAST_WORDS and envelope.step == self._step - 1 and words not in self._late_words:
+                return self._late_words.add(words)
             self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
-from crowdsurf.protocol.effects import Effect, SendEnvelope, SendWant
+from crowdsurf.protocol.effects import Effect, SendEnvelope
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -44,15 +44,18 @@ class Proposals:
             return None
         return proposal.digest, proposal.payload
 
-    def to_ask(self, proposal: Opened | None, source: PeerId | None = None) -> list[Effect]:
-        """Ask for the commits that a cut names and that are not here: its proposer, or whoever else has shown the cut
-        and so has all of them, because the proposer may have kept some from this member."""
+    def to_ask(self, proposal: Opened | None) -> list[Effect]:
+        """Ask the proposer for the commits that its cut names and that are not here."""
         if proposal is None or not isinstance(proposal.payload, Cut):
             return []
-        missing = self._missing(proposal.payload)
-        if missing and source is not None:
-            return [SendWant(source, tuple(missing))]
-        return self._asking.for_messages(proposal.sender, missing, None)
+        return self._asking.for_messages(proposal.sender, self._missing(proposal.payload), None)
+
+    def to_ask_of(self, source: PeerId, shown: Opened, is_first: bool, now: float) -> list[Effect]:
+        """Ask a member that shows somebody else's cut, and so has all its commits: the proposer may have kept some from
+        this one."""
+        if not isinstance(shown.payload, Cut) or source == shown.sender or self.proposed(is_first) is not shown:
+            return []
+        return self._asking.of_who_shows(source, shown.digest, self._missing(shown.payload), now)
 
     def to_show(self, name: Digest) -> list[Effect]:
         """Show everybody a cut that was accepted, as its proposer has signed it; in every view, because that of a later

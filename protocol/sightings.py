@@ -90,12 +90,12 @@ class Sightings:
             return False
         if view in self._forgotten:
             return False
-        lacking = awaited - seen.by - self._patience.spent()
+        lacking = awaited - seen.by
         if lacking and seen.waits_until is not None:
             return False
         if not seen.was_awaited:
             seen.was_awaited = True
-            self._patience.waited_in_vain(lacking, len(awaited))
+            self._patience.waited_in_vain(lacking - self._patience.spent(), len(awaited))
             for peer in seen.by:
                 self._patience.came(peer)
         return True

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from crowdsurf.protocol import assignment, checks
-from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, lay_out
+from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, Waits, lay_out
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.cases import part_subject, subject_of
@@ -195,7 +195,8 @@ class StepMachine:
     def _commit(self, work: WorkDone | WorkRecomputed | None, now: float) -> None:
         if self.phase not in (Phase.WORK, Phase.COMMIT, Phase.PROPOSE):
             return
-        self._say(Kind.COMMIT, 0, b"", self.holdings.commit(self._voice.nonce(), work))
+        said = self.holdings.commit(self._voice.nonce(), work, self._timing.transfer_to_name)
+        self._say(Kind.COMMIT, 0, b"", said)
         self._timing.work.observe(now - self._began)
         if self.phase is Phase.WORK:
             self._move(Trigger.WORK_DONE, now)
@@ -358,8 +359,8 @@ class StepMachine:
         self._grace.on_cut(now)
         known = self._cuts.get(name)
         if known is None:
-            transfer, delivery = self._timing.transfer.bound_seconds(), self._timing.delivery_seconds
-            schedule = lay_out(now, transfer, delivery, self._scrutiny is not None)
+            waits = Waits(*self._timing.transfers(self.holdings.transfers_named(cut)), self._timing.delivery_seconds)
+            schedule = lay_out(now, waits, self._scrutiny is not None)
             known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
             self.effects += known.opening(self._elements)
         self.effects += self._proposals.to_show(name)
@@ -459,8 +460,7 @@ class StepMachine:
         is_patient = self.phase is Phase.PROPOSE and self.ballot.view > 0
         if self.phase is Phase.SIGN:
             is_patient = self.accepted is None or self.accepted.settles_at is None
-        proposer = self.proposer(self.ballot.view)
-        awaited = set(self.awaited()) - self.gone - {self.me, proposer}
+        awaited = set(self.awaited()) - self.gone - {self.me, self.proposer(self.ballot.view)}
         self._election.consider(is_patient, awaited, now)
 
     def _certify(self, now: float) -> None:
@@ -501,10 +501,13 @@ class StepMachine:
 
     def _show_requests(self) -> None:
         """Hand the requests that open this member's view on to those that have not asked for it."""
-        asked = [said for said in self.transcript.of_kind(Kind.VIEW_CHANGE) if said.envelope.view >= self.ballot.view]
-        there = {said.sender for said in asked}
-        to = tuple(peer for peer in self._asking.others() if peer not in there)
-        self.effects += [SendEnvelope(to, said.envelope) for said in asked if to]
+        asked = {
+            said.sender: said.envelope
+            for said in sorted(self.transcript.of_kind(Kind.VIEW_CHANGE), key=lambda said: said.envelope.view)
+            if said.envelope.view >= self.ballot.view
+        }  # a member's latest one says all that counts
+        to = tuple(peer for peer in self._asking.others() if peer not in asked)
+        self.effects += [SendEnvelope(to, envelope) for envelope in asked.values() if to]
 
     def _change_view(self, view: int) -> None:
         self.ballot.view = view
@@ -525,11 +528,9 @@ class StepMachine:
         self.effects += self._proposals.to_ask(found)
         return self._proposals.acceptable(found)
 
-    def on_handed_on(self, source: PeerId, said: Opened) -> None:
-        """Somebody else than its author has shown a message."""
-        if source != said.sender and isinstance(said.payload, Cut):
-            found = self._proposals.proposed(self.accepted is None)
-            self.effects += self._proposals.to_ask(found, source) if found is said else []
+    def on_handed_on(self, source: PeerId, said: Opened, now: float) -> None:
+        """Somebody, who need not be its author, has shown a message."""
+        self.effects += self._proposals.to_ask_of(source, said, self.accepted is None, now)
 
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
         """Make room for it, if it is of a cut that this member has accepted: others cost their author nothing."""

@@ -259,6 +259,8 @@ class Transcript:
         header may need either, and whoever accepted that must be able to show it. The proof against the sender is the
         caller's. Counts against the sender's share. Whether it was new."""
         sender, payload = opened.sender, opened.payload
+        if isinstance(payload, Cut):
+            self.proposed_twice.add(sender)
         if sender in self._by_digest.get(opened.digest, {}) or (
             self._has_said_enough(opened) and not self._is_named(opened)
         ):
@@ -269,7 +271,6 @@ class Transcript:
             self._add_commit(opened, payload)
         elif isinstance(payload, Cut):
             self._by_digest.setdefault(opened.digest, {})[sender] = opened
-            self.proposed_twice.add(sender)
         elif isinstance(payload, Reveal):
             if any((one.sender, one.digest) == (sender, opened.digest) for one in self.reveals_of(payload.cut)):
                 return False

@@ -143,6 +143,28 @@ async def test_whoever_heard_something_goes_on_when_the_time_is_over(newcomer: N
         await newcomer.sync(0.0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+async def test_an_old_beginning_of_the_chain_is_not_taken_for_all_of_it(newcomer: Newcomer, seed: int) -> None:
+    newcomer.contact._chance = random.Random(seed).randbytes
+    newcomer.knows(*STRANGERS)
+    for stranger in STRANGERS[:-1]:
+        newcomer.others[stranger] = lambda step: newcomer.past[step:1]
+    await newcomer.sync()
+    assert newcomer.node.chain.head.step == 8
+
+
+async def test_a_member_that_has_no_more_is_believed(newcomer: Newcomer) -> None:
+    """The only one there is, so an honest one; nobody else need be asked."""
+    newcomer.mute.clear()
+    founder = newcomer.known[0]
+    newcomer.others[founder] = lambda step: newcomer.past[step:]
+    newcomer.mute.update(STRANGERS)
+    newcomer.knows(*STRANGERS)
+    assert await newcomer.contact.round()
+    assert newcomer.node.chain.head.step == 8
+    assert len(set(newcomer.asked)) == CHAIN_ASKED_AT_ONCE_MAX
+
+
 async def test_those_who_were_asked_in_vain_are_asked_again(newcomer: Newcomer) -> None:
     """They may just be starting."""
     newcomer.mute.update(STRANGERS)
@@ -200,8 +222,7 @@ async def test_an_answer_is_read_to_its_first_bad_certificate_and_its_author_not
     for liar in liars:
         newcomer.others[liar] = lambda step: [*newcomer.past[:2], *map(forged, newcomer.past[2:])][step:]
     newcomer.others[HONEST] = lambda step: ()
-    assert await newcomer.contact.round()  # two certificates were good
-    for _ in range(3):
+    for _ in range(4):  # two certificates were good, and nobody has said that there are no more
         assert not await newcomer.contact.round()
     assert sorted(newcomer.refused) == sorted(liars)
     assert [newcomer.asked.count(liar) for liar in liars] == [1, 1, 1]

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol import effects, events, limits
-from crowdsurf.protocol.cases import Proof, objection_to, proof_holds
+from crowdsurf.protocol.assignment import proposers
+from crowdsurf.protocol.cases import Proof, objection_to, proof_holds, subject_of
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -229,3 +230,49 @@ def test_old_cases_are_not_opened_and_a_bystander_has_nothing_to_say() -> None:
     assert not listener.node.auditor.has_cases
     assert swarm.run_to_end()
     assert_just(swarm, reason=Reason.EQUIVOCATION)
+
+
+def test_a_cut_that_strangers_show_again_and_again_is_answered_to_none_of_them() -> None:
+    """Members that show it are asked for what is missing, each once in a while."""
+    swarm = Swarm(5, steps=6)
+    head = swarm.list[0].node.chain.head
+    order = [swarm.peers[head.roster.peers[index]] for index in proposers(head.beacon, head.roster, 0)]
+    liar, victim, member = order[:3]
+    victim.begin()
+    cut = Cut(head.previous, tuple((index, name("no commit", index)) for index in range(5)))
+    shown = seal(liar.signer, victim.node.chain.run_id, Slot(0, 0, Kind.PROPOSAL, b""), cut).envelope
+
+    def asked(source: PeerId) -> list[PeerId]:
+        wanted = victim.node.handle(events.EnvelopeReceived(source, shown), 1.0)
+        return [effect.to for effect in wanted if isinstance(effect, effects.SendWant)]
+
+    assert asked(liar.id) == [liar.id]
+    strangers = [FakeSigner(number).peer_id for number in range(100, 110)]
+    assert [asked(stranger) for stranger in strangers] == [[]] * 10
+    assert [asked(member.id) for _ in range(3)] == [[member.id], [], []]
+
+
+@pytest.mark.parametrize("is_told_before", [False, True])
+def test_who_is_shown_a_second_cut_tells_everybody_whatever_it_knows_of_its_author(is_told_before: bool) -> None:
+    """It insists on a ban for it: were it silent because it has heard a false proof from that one before, which nobody
+    else has heard, nobody else could propose that ban."""
+    swarm = Swarm(5, steps=6, audit=AuditSection(rate=0.0625))
+    head = swarm.list[0].node.chain.head
+    order = [swarm.peers[head.roster.peers[index]] for index in proposers(head.beacon, head.roster, 0)]
+    liar, victim = order[:2]
+    swarm.start()
+    machine = victim.node.machine
+    assert machine is not None
+    assert swarm.run(lambda: machine.accepted is not None)
+    run_id = victim.node.chain.run_id
+    if is_told_before:
+        false = Accusation(order[2].id, Reason.EQUIVOCATION, 0, b"not a proof")
+        slot = Slot(0, 0, Kind.ACCUSATION, subject_of(false))
+        victim.give(events.EnvelopeReceived(liar.id, seal(liar.signer, run_id, slot, false).envelope))
+        assert victim.node.auditor.tribunal.is_proven(liar.id)
+    assert machine.accepted is not None
+    cut = machine.accepted.cut
+    second = seal(liar.signer, run_id, Slot(0, 0, Kind.PROPOSAL, b""), Cut(cut.previous, cut.commits[1:])).envelope
+    wanted = victim.node.handle(events.EnvelopeReceived(liar.id, second), swarm.now)
+    said = [effect.envelope for effect in wanted if isinstance(effect, effects.SendEnvelope)]
+    assert [envelope.sender for envelope in said if envelope.kind == Kind.ACCUSATION] == [victim.id]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crowdsurf.protocol import assignment, limits
-from crowdsurf.protocol.accepted_cut import lay_out
-from crowdsurf.protocol.deadlines import Estimator, Patience, median, timing_of
+from crowdsurf.protocol.accepted_cut import Waits, lay_out
+from crowdsurf.protocol.deadlines import Estimator, Patience, Timing, median, timing_of
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import Kind
 from crowdsurf.protocol.step import StepMachine
@@ -47,24 +47,38 @@ def test_the_bounds_hold_whatever_was_seen(arrivals: list[float]) -> None:
 
 @given(st.floats(0, 1e6), st.floats(0.01, 1e3), st.floats(0.01, 1e3))
 def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float, delivery: float) -> None:
-    waits = lay_out(now, transfer, delivery)
+    waits = lay_out(now, Waits(transfer, transfer, delivery))
     assert now == waits.accepted < waits.pull < waits.parts < waits.aggregates < waits.reveals < waits.outcome
-    assert waits.outcome <= now + 2 * transfer + 5 * delivery + 1e-3
+    assert waits.outcome <= now + 2 * transfer + 8 * delivery + 1e-3
     assert waits.projections == waits.reveals
-    checked = lay_out(now, transfer, delivery, is_checked=True)
+    checked = lay_out(now, Waits(transfer, transfer, delivery), is_checked=True)
     assert checked.reveals == waits.reveals < checked.projections < checked.outcome
-    assert checked.outcome <= now + 3 * transfer + 6 * delivery + 1e-3
+    assert checked.outcome <= now + 3 * transfer + 9 * delivery + 1e-3
 
 
 def test_a_proposer_is_given_as_long_again_and_a_view() -> None:
     """Whoever has all at once waits little for a header, whoever waited for the last thing as long as its proposer
     may, and in a later view no less than that view takes."""
-    waits = lay_out(100.0, 5.0, 1.0)
-    assert waits.outcome == 115.0
+    waits = lay_out(100.0, Waits(5.0, 5.0, 1.0))
+    assert waits.outcome == 118.0
     assert waits.give_up_at(100.5, 2.0) == 103.0
     assert waits.give_up_at(103.0, 2.0) == 108.0
-    assert waits.give_up_at(111.0, 2.0) == waits.outcome
-    assert waits.give_up_at(111.0, 8.0) == 119.0
+    assert waits.give_up_at(114.0, 2.0) == waits.outcome
+    assert waits.give_up_at(114.0, 8.0) == 122.0
+
+
+def test_no_honest_member_waits_for_parts_until_others_have_given_its_aggregate_up() -> None:
+    """However different the waits that they have learned: the aggregate has as long again to arrive."""
+    named = [0.5, 0.5, 2.0, 7.0, 9.0]
+    for own in named:
+        timing = Timing(Estimator(0.5, 60.0, 8.0), Estimator(0.5, 60.0, 8.0), 1.0)
+        timing.transfer.observe(own / 2)
+        parts, aggregate = timing.transfers(named)
+        assert parts == min(own, 2.0)
+        assert aggregate == max(own, 2.0)
+        assert timing.transfer_to_name == {0.5: 0.5, 2.0: 2.0, 7.0: 8.0, 9.0: 16.0}[own]
+    assert timing.transfers([0.0, 0.0]) == (0.5, 9.0)
+    assert timing.transfers([1e9]) == (9.0, 60.0)
 
 
 FIRST, SECOND = (FakeSigner(number).peer_id for number in range(2))

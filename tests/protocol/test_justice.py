@@ -360,7 +360,12 @@ def test_an_honest_member_whose_parts_are_withheld_opens_its_nonce_with_the_othe
 
     def withhold(sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
         if to != victim.id or sender is not cheat:
-            deliver_blob(sender, to, digest, lossless)  # type: ignore[arg-type]
+            return deliver_blob(sender, to, digest, lossless)  # type: ignore[arg-type]
+        others = [peer for peer in swarm.list[2:] if digest in peer.blobs]
+        if lossless and others:  # it was asked for, and whoever asks goes on to the next one
+            deliver_blob(others[0], to, digest, lossless)  # type: ignore[arg-type]
+        elif lossless:
+            victim._later(0.1, events.BlobFailed(digest))
 
     swarm.deliver_blob = withhold  # type: ignore[method-assign]
     opened_at: dict[tuple[int, PeerId], float] = {}

@@ -91,3 +91,46 @@ def test_who_proposes_two_cuts_is_banned_and_whoever_acted_on_one_of_them_is_bla
     assert bans
     assert {ban.reason for ban in bans} == {Reason.EQUIVOCATION}
     assert {ban.peer for ban in bans} <= {peer.id for peer in played.liars}
+
+
+class LateParts(KeptBack):
+    """Nothing is kept back but parts: whoever asks for one is given it, after half of the time that it would wait. Only
+    the victims learn to wait longer from that."""
+
+    def __init__(self, seed: int, kinds: tuple[Kind, ...] = ()) -> None:
+        super().__init__(seed, kinds=kinds)
+        deliver_blob, liars = self.swarm.deliver_blob, {peer.id for peer in self.liars}
+
+        def late(sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
+            if lossless or sender.id not in liars or to not in self.victims:
+                deliver_blob(sender, to, digest, lossless)
+
+        self.swarm.deliver_blob = late  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whom_liars_teach_to_wait_longer_is_not_too_late_for_the_others(seed: int) -> None:
+    played = LateParts(seed)
+    played.run()
+    assert played.honest_strikes() == [0] * 5
+
+
+class SlowAcross(LateParts):
+    """Cuts and commits are kept back, too, and whatever honest members tell the victims takes as long as it may."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, kinds=(Kind.PROPOSAL, Kind.COMMIT))
+        self.liar_ids = {peer.id for peer in self.liars}
+
+    def deliver(self, sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        is_across = (sender.id in self.victims) != (to in self.victims)
+        if is_across and not self.liar_ids & {sender.id, to}:
+            return self.swarm.at(self.swarm.now + 0.45, lambda: self.swarm.peers[to].give(event))
+        return super().deliver(sender, to, event)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_who_accepts_a_cut_three_deliveries_later_aggregates_in_time(seed: int) -> None:
+    played = SlowAcross(seed)
+    played.run()
+    assert played.honest_strikes() == [0] * 5

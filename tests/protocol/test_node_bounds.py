@@ -197,6 +197,16 @@ def test_a_straggler_is_helped_once_per_step_and_strangers_never() -> None:
     finish(swarm)
 
 
+def test_the_last_words_of_strangers_take_no_memory() -> None:
+    swarm = started_swarm()
+    node = swarm.list[0].node
+    for stranger in STRANGERS:
+        said = seal(stranger, node.chain.run_id, Slot(node.chain.head.step - 1, 0, Kind.VOTE, b""), Vote(name("x")))
+        assert codes(node.handle(events.EnvelopeReceived(stranger.peer_id, said.envelope), swarm.now)) == [Code.STALE]
+    assert not node._late_words & {(stranger.peer_id, int(Kind.VOTE)) for stranger in STRANGERS}
+    finish(swarm)
+
+
 def test_the_newest_step_number_and_the_largest_group_are_no_trouble() -> None:
     signers = [FakeSigner(number) for number in range(limits.ROSTER_PEERS_MAX)]
     manifest = manifest_for(signers, peers_max=limits.ROSTER_PEERS_MAX)

@@ -13,14 +13,25 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.ids import PeerId
+from crowdsurf.protocol.manifest import DeadlineSection
 from crowdsurf.protocol.messages import Header
 from crowdsurf.protocol.node import Node
 from tests.protocol.swarm import ELEMENTS, FakePeer, FakeSigner, Swarm, name, verify_mac
 
+DEADLINES = DeadlineSection(
+    work_seconds_min=0.5,
+    work_seconds_max=10.0,
+    transfer_seconds_min=2.0,
+    transfer_seconds_max=5.0,
+    delivery_seconds=0.5,
+)
+"""No transfer takes longer than the shortest wait: how long they take, which commits name, is the one thing that may
+differ."""
+
 
 def final_head(seed: int, disturbed: bool) -> object:
     """The head after five steps; a disturbed network delays up to five times as long and delivers twice or thrice."""
-    swarm = Swarm(4, seed=seed, steps=5)
+    swarm = Swarm(4, seed=seed, steps=5, deadlines=DEADLINES)
     deliver = swarm.deliver
 
     def deliver_often(sender: FakePeer, to: PeerId, event: events.Event) -> None:

@@ -207,3 +207,14 @@ def test_everything_that_a_member_signed_about_what_it_had_heard_counts_once() -
         said = Reveal(CHECKED.cut_name, name("nonce", index), (other, b"", b"", b""))
         heard.add_conflicting(CHECKED.say(index, Kind.REVEAL, said))
     assert heard.named_aggregate(CHECKED.cut_name, 0, 2) is None  # two of them
+
+
+def test_a_second_cut_that_was_proposed_in_another_view_before_is_a_second_cut() -> None:
+    """It is kept already, and blamed all the same."""
+    step = CompleteStep(4)
+    other = Cut(step.cut.previous, step.cut.commits[1:])
+    step.add(step.say(0, Kind.PROPOSAL, other, view=4))
+    again = step.say(0, Kind.PROPOSAL, step.cut, view=4)
+    assert step.transcript.check_slot(again) is not None
+    assert not step.transcript.add_conflicting(again)
+    assert step.transcript.proposed_twice == {again.sender}

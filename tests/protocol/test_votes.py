@@ -151,6 +151,32 @@ def test_if_not_everybody_shows_the_header_two_deliveries_are_waited_for_another
     assert voter.now == 2 * STEP.manifest.deadlines.delivery_seconds
 
 
+def test_who_was_awaited_in_vain_is_waited_for_where_headers_are_shown() -> None:
+    """Two halves that liars have made tired of each other would else have two headers of one view certified."""
+    voter = Voter()
+    echoes = voter.machine._timing.echoes
+    for _ in range(2):
+        echoes.waited_in_vain({STEP.peers[THIRD]}, 3)
+    assert echoes.spent() == {STEP.peers[THIRD]}
+    assert votes(voter.propose(GOOD, shown_by=(SECOND,))) == []
+    voter.wait(lambda: voter.machine.ballot.voted_view == 0)
+    assert voter.now == 2 * STEP.manifest.deadlines.delivery_seconds
+
+
+def test_of_many_requests_of_a_member_the_latest_is_handed_on() -> None:
+    """It says all that counts; each may be as large as a message, and everybody hands them on."""
+    voter = Voter()
+    for view in range(2, 40):
+        voter.hear(STEP.say(FIRST, Kind.VIEW_CHANGE, ViewChange(None, 0), view))
+    wanted = voter.hear(STEP.say(SECOND, Kind.VIEW_CHANGE, ViewChange(None, 0), 3))
+    handed_on = [
+        (effect.envelope.sender, effect.envelope.view)
+        for effect in wanted
+        if isinstance(effect, effects.SendEnvelope) and effect.to == (STEP.peers[THIRD],)
+    ]
+    assert sorted(handed_on) == sorted([(STEP.peers[FIRST], 39), (STEP.peers[SECOND], 3), (STEP.peers[ME], 3)])
+
+
 def test_of_two_headers_of_one_view_neither_is_prepared_and_the_other_is_asked_for() -> None:
     voter = Voter()
     other = STEP.say(FIRST, Kind.OUTCOME, void(1))

@@ -40,7 +40,7 @@ replace = msgspec.structs.replace
 # --- states and the chain ------------------------------------------------------------------------------------
 
 
-@defect("same_state", (1, 2, 12), faults=Faults(join_rate=3.0), liar=liars.ServesAFalseState, peers=2, steps=40)
+@defect("same_state", (15, 17, 20), faults=Faults(join_rate=3.0), liar=liars.ServesAFalseState, peers=2, steps=40)
 def takes_any_state(patch: Patch) -> None:
     """A fetched state is not compared with its certificate."""
 

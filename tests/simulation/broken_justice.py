@@ -91,7 +91,7 @@ def compares_with_the_newest_work(patch: Patch) -> None:
 # --- void steps, strikes and rests ---------------------------------------------------------------------------
 
 
-@defect("header_follows", (0, 2, 3), liar=liars.CountsAVoidStep, steps=12)
+@defect("header_follows", (6, 10, 21), liar=liars.CountsAVoidStep, steps=12)
 def counts_a_void_step(patch: Patch) -> None:
     """Aggregates count although a nonce was withheld."""
 
@@ -140,13 +140,13 @@ def lets_the_banned_back(patch: Patch) -> None:
     patch.setattr(roster.Roster, "kept_out", lambda self, step: {r.peer for r in self.resting if r.until > step})
 
 
-@defect("no_honest_rest", (28, 96, 131), faults=Faults(latency_seconds_max=0.2), liar=liars.WithholdsFromOne, steps=10)
+@defect("no_honest_rest", (2, 94, 179), faults=Faults(latency_seconds_max=0.2), liar=liars.WithholdsFromOne, steps=10)
 def opens_its_nonce_alone(patch: Patch) -> None:
     """Who still waits for parts does not open its nonce when others do."""
     patch.setattr(StepMachine, "_reveal_with_others", nothing)
 
 
-@defect("patient", (6, 31, 52), faults=LOSSY)
+@defect("patient", (103, 150), faults=LOSSY)
 def has_no_patience(patch: Patch) -> None:
     """A step is voided at once for those that have not opened their nonce."""
     patch.setattr(Grace, "is_over", lambda self, now: True)
