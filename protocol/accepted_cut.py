@@ -135,9 +135,8 @@ class AcceptedCut:
                 if aggregator != self._me and mine.parts[part] in self._blobs:
                     effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
         for item in self.inputs:
-            if (
-                item.digest in self._blobs
-            ):  # also its own: else those that make others wait would be half of what it sees
+            if item.digest in self._blobs:
+                # Its own, too: else those that make this member wait would be half of what it learns from.
                 self._timing.transfer.observe(0.0)
             else:
                 size = part_bytes(elements, parts, item.part)

@@ -25,8 +25,10 @@ class Grace:
 
     @property
     def _after_cut(self) -> float:
-        """No honest member opens its nonce later than this after it has accepted a cut."""
-        return 2 * self._bounds.transfer_seconds_max + 3 * self._bounds.delivery_seconds
+        """Nobody honest is heard to open its nonce later than this after this member has accepted a cut: it accepts the
+        cut three deliveries later at most, waits for parts, aggregates and three deliveries more; its nonce takes one,
+        and one more if it answers to those of others."""
+        return 2 * self._bounds.transfer_seconds_max + 8 * self._bounds.delivery_seconds
 
     @property
     def has_begun(self) -> bool:

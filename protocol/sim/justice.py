@@ -142,7 +142,7 @@ class Patient(Checker):
 
     def _check(self, host: Host, header: Header, now: float) -> None:
         bounds, peers, step = host.node.manifest.deadlines, host.node.chain.head.roster.peers, header.step
-        longest = 2 * bounds.transfer_seconds_max + 3 * bounds.delivery_seconds
+        longest = 2 * bounds.transfer_seconds_max + 8 * bounds.delivery_seconds
         if host.step != step or now - self._began.get((step, host.number), now) >= self.CLOCK * longest:
             return
         for peer in (peers[index] for index in withheld(header)):

@@ -12,8 +12,9 @@ BOUNDS = DeadlineSection(
     transfer_seconds_max=10.0,
     delivery_seconds=2.0,
 )
-LONGEST = 2 * 10.0 + 3 * 2.0
-"""After the acceptance of a cut: parts, aggregates, and a delivery each for the cut, the reveal and its answer."""
+LONGEST = 2 * 10.0 + 8 * 2.0
+"""After the acceptance of a cut: parts, aggregates, three deliveries until somebody else has accepted it, three that
+aggregates are given more, and one each for the reveal and its answer."""
 
 
 def test_a_shown_nonce_gives_one_delivery_to_hear_it_and_one_to_answer() -> None:
