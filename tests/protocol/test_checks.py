@@ -59,6 +59,9 @@ def test_good_messages_pass() -> None:
         ({"leaves": (PAIR[0], PAIR[0])}, Code.BAD_COMMIT),
         ({"heard": b"\x10"}, Code.BAD_COMMIT),
         ({"heard": b"\x01\x00"}, Code.BAD_COMMIT),
+        ({"transfer_seconds": -1.0}, Code.BAD_COMMIT),
+        ({"transfer_seconds": float("nan")}, Code.BAD_COMMIT),
+        ({"transfer_seconds": float("inf")}, Code.BAD_COMMIT),
     ],
 )
 def test_bad_commits(changes: dict[str, Any], code: Code) -> None:
