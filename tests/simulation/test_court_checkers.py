@@ -169,12 +169,12 @@ def voiding(host: Host, silent: Host) -> effects.PersistLock:
 
 
 @pytest.mark.parametrize(
-    ("shown", "waited", "expected"), [(True, 1.0, 0), (True, 0.5, 1), (False, 5.0, 1), (False, 12.0, 0)]
+    ("shown", "waited", "expected"), [(True, 1.0, 0), (True, 0.5, 1), (False, 12.0, 1), (False, 14.0, 0)]
 )
 def test_patient(
     running: Simulation, monkeypatch: pytest.MonkeyPatch, shown: bool, waited: float, expected: int
 ) -> None:
-    """With deliveries of 0.5 seconds and transfers of 5 the longest wait is 11.5 seconds."""
+    """With deliveries of 0.5 seconds and transfers of 5 the longest wait is 14 seconds."""
     monkeypatch.setattr(justice, "name_of_header", lambda header: A)
     checker, (host, silent, other) = checkers.Patient(), running.hosts
     reveal = signed(other, Slot(host.step, 0, Kind.REVEAL, b""), Reveal(A, A))
