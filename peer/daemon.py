@@ -332,6 +332,7 @@ class Daemon:
         give_up_at = self._place.clock.monotonic_seconds() + STRAGGLER_SECONDS_MAX
         await self._driver.serve_after_the_end(LINGER_SECONDS)
         while self._stragglers(node, parts) and self._place.clock.monotonic_seconds() < give_up_at:
+            await parts.links.keep(())  # those that answers opened: to whom they lead, we are a straggler meanwhile
             await self._driver.serve_after_the_end(0.2)
         await parts.links.flush(1.0)
         await parts.evidence.finish()

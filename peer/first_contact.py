@@ -25,8 +25,6 @@ from crowdsurf.protocol.roster import enough_for_an_honest_one, quorum_of
 
 CHAIN_ANSWER_SECONDS_MAX = 8.0
 """How long one peer may take to hand over one answer, connecting included and our own checking not."""
-MAY_KNOW_MORE = -1
-"""In place of the step at which a peer had no more."""
 BETWEEN_ROUNDS_SECONDS = 0.3
 """From one round of such questions to the next."""
 CHAIN_ASKED_AT_ONCE_MAX = 16
@@ -75,8 +73,9 @@ class FirstContact:
         self._refuse = refuse
         self._clock = clock
         self._chance = chance
-        self._asked: dict[PeerId, int | None] = {}
-        """Who was asked since everybody was, and at which step it had no more; None if it has not answered well."""
+        self._asked: dict[PeerId, bool | None] = {}
+        """Who was asked since everybody was, and whether it has said that this is all; None if it has not answered
+        well."""
         self._refused: set[PeerId] = set()
         """Whose answers were no chain. Nobody asks them again; a round adds a few, and rounds come to an end."""
         self._turn = asyncio.Lock()
@@ -120,14 +119,14 @@ class FirstContact:
     @property
     def _has_heard(self) -> bool:
         """Whether anybody has answered since everybody was asked."""
-        return any(step is not None for step in self._asked.values())
+        return any(said is not None for said in self._asked.values())
 
     def _is_vouched_for(self) -> bool:
-        """Whether so many members of the newest step known here know nothing newer that one of them is honest. That
-        nothing has happened at all founders may think that have lost everything."""
+        """Whether so many members of the newest step known here have said that this is all that one of them is honest.
+        That nothing has happened at all founders may think that have lost everything."""
         node = self._node
         roster, quorum = node.chain.head.roster, node.manifest.quorum
-        vouching = sum(1 for peer, step in self._asked.items() if step == self._step and peer in roster.indexes)
+        vouching = sum(1 for peer, said in self._asked.items() if said and peer in roster.indexes)
         return self._step > 0 and vouching >= enough_for_an_honest_one(len(roster), quorum_of(len(roster), quorum))
 
     @property
@@ -142,8 +141,8 @@ class FirstContact:
         """Take what one peer has, until it says that this is all. Raises _NotKept."""
         try:
             while await self._ask(peer):
-                self._asked[peer] = MAY_KNOW_MORE
-            self._asked[peer] = self._step
+                self._asked[peer] = False
+            self._asked[peer] = True
         except Refusal as refusal:
             self._refused.add(peer)
             self._refuse(peer, refusal)

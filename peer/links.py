@@ -1,9 +1,9 @@
 """Control links: one outgoing stream to every contact, kept alive, and the incoming ones of everybody.
 
 The idea: a link is a queue and a task. The task connects, says hello, sends what the queue holds, and starts
-again after a pause when the stream breaks; the rules above repeat what matters, so a full queue drops its oldest
-message and a broken stream loses what was in it. A link that breaks is how a peer's death is noticed within
-milliseconds.
+again after a pause when the stream breaks, or sooner if the other side comes back and links to us. The rules above
+repeat what matters, so a full queue drops its oldest message and a broken stream loses what was in it. A link that
+breaks is how a peer's death is noticed within milliseconds.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RETIRING_MAX = 64
 """Links that may live on for a moment: members that left, not every stranger that was answered."""
 QUEUED_BYTES_MAX = 4 * 1024 * 1024
 """Their bytes: a large group's certificates have 50 KiB each, and many peers may hang at once."""
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0
-"""Pause before a broken link is tried again; it doubles."""
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX, PAUSE_GROWTH = 0.1, 5.0, 2.0
+"""Pause before a broken link is tried again, and how much longer each one is than the one before."""
 RETIRE_SECONDS = 1.0
 """How long the link of a peer that is no contact any more may still send, and then still stands."""
 STRANGER_IDLE_SECONDS = 600.0
@@ -58,6 +58,7 @@ class Link:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._came = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="link")
 
     @property
@@ -73,6 +74,10 @@ class Link:
             self._take()
         self._idle.clear()
         self._wake.set()
+
+    def came(self) -> None:
+        """The other side has linked to us: no reason to wait longer before trying again."""
+        self._came.set()
 
     def _take(self) -> tuple[int, bytes]:
         kind, payload = self._queue.popleft()
@@ -94,11 +99,11 @@ class Link:
     async def _run(self) -> None:
         pause = PAUSE_SECONDS_MIN
         while True:
+            self._came.clear()
             try:
                 stream = await self._open()
             except WorldError:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                pause = await self._wait(pause)
                 continue
             pause = PAUSE_SECONDS_MIN
             self.stream = stream
@@ -112,6 +117,16 @@ class Link:
                 stream.abort()
             await self._links.post(events.PeerGone(self.peer))
             await asyncio.sleep(pause)
+
+    async def _wait(self, pause: float) -> float:
+        """Wait before the next attempt; how long to wait after that one, if it fails, too. Whoever links to us again
+        and again has us try no more often than that."""
+        await asyncio.sleep(PAUSE_SECONDS_MIN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause - PAUSE_SECONDS_MIN):
+                await self._came.wait()
+                return PAUSE_SECONDS_MIN
+        return min(PAUSE_GROWTH * pause, PAUSE_SECONDS_MAX)
 
     async def _open(self) -> Stream:
         transport = self._links.transport
@@ -263,6 +278,8 @@ class Links:
         try:
             await packets.receive_hello(stream, self.run_id, HELLO_SECONDS)
             self._inbound.setdefault(stream.peer, set()).add(stream)
+            if stream.peer in self._links:
+                self._links[stream.peer].came()
             try:
                 await self._read(stream)
             finally:

@@ -18,6 +18,7 @@ from crowdsurf.peer import journal as journal_module
 from crowdsurf.peer.control_socket import ask
 from crowdsurf.peer.daemon import Daemon, fetch_manifest
 from crowdsurf.peer.discovery import AddressBook
+from crowdsurf.peer.driver import Driver
 from crowdsurf.peer.journal import JOURNAL_FILE
 from crowdsurf.peer.packets import FETCH_STREAM, FrameKind
 from crowdsurf.peer.transport import frames
@@ -74,6 +75,30 @@ async def test_four_peers_certify_every_step_and_agree(tmp_path: Path, fake_comp
     headers = [one.header for one in swarm.peers[0].certificates()]
     assert all(name for header in headers for name in (*header.parts, *header.projections))
     assert {len(header.projections) for header in headers} == {4}
+
+
+async def test_two_that_have_answered_each_other_after_the_end_do_not_wait_for_each_other(
+    tmp_path: Path, fake_compute: list[FakeCompute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The links that the answers have opened would tell each of them that the other is still at it."""
+    monkeypatch.setattr(daemon_module, "STRAGGLER_SECONDS_MAX", 3600.0)
+    serve_after_the_end = Driver.serve_after_the_end
+    answered = set()
+
+    async def answer_first(driver: Driver, seconds: float) -> None:
+        links = driver._parts.links
+        if links.transport.peer_id not in answered:
+            answered.add(links.transport.peer_id)
+            for peer in swarm.peers:
+                if peer.key.peer_id != links.transport.peer_id:
+                    links.send(peer.key.peer_id, FrameKind.CERTIFICATE, wire.pack(peer.certificates()[-1]))
+        await serve_after_the_end(driver, seconds)
+
+    monkeypatch.setattr(Driver, "serve_after_the_end", answer_first)
+    async with Swarm(tmp_path, 2) as swarm:
+        swarm.start()
+        agree(await swarm.end())
+    assert len(answered) == 2
 
 
 async def test_one_peer_alone_is_a_swarm(tmp_path: Path, fake_compute: list[FakeCompute]) -> None:

@@ -165,6 +165,21 @@ async def test_a_member_that_has_no_more_is_believed(newcomer: Newcomer) -> None
     assert len(set(newcomer.asked)) == CHAIN_ASKED_AT_ONCE_MAX
 
 
+async def test_a_swarm_that_goes_on_meanwhile_is_asked_once(newcomer: Newcomer) -> None:
+    """What a member has said stays true when another one knows of the next step, which came after it."""
+    newcomer.mute.clear()
+    founder = newcomer.known[0]
+    newcomer.others[founder] = lambda step: newcomer.past[step:7]
+    newcomer.gates[HONEST] = asyncio.Event()
+    newcomer.knows(HONEST)
+    asking = asyncio.create_task(newcomer.contact.round())
+    await until(lambda: newcomer.node.chain.head.step == 7)
+    newcomer.knows(*STRANGERS)
+    newcomer.gates[HONEST].set()
+    assert await soon(asking)
+    assert newcomer.node.chain.head.step == 8
+
+
 async def test_those_who_were_asked_in_vain_are_asked_again(newcomer: Newcomer) -> None:
     """They may just be starting."""
     newcomer.mute.update(STRANGERS)

@@ -214,6 +214,26 @@ async def test_a_broken_link_is_noticed_and_comes_back(
     await until(lambda: not me.transport._table._streams)
 
 
+async def test_who_comes_back_is_linked_to_at_once(
+    network: MemoryNetwork, me: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may be shorter than the pause that has grown while it was away."""
+    monkeypatch.setattr(links_module, "PAUSE_SECONDS_MIN", 0.001)
+    monkeypatch.setattr(links_module, "PAUSE_SECONDS_MAX", 3600.0)
+    monkeypatch.setattr(links_module, "PAUSE_GROWTH", 1e9)
+    asked = asyncio.Semaphore(0)
+    me.links.addresses = lambda _: asked.release() or ("/memory",)
+    await me.links.keep([OTHER.peer_id])
+    for _ in range(2):
+        await soon(asked.acquire())
+    them = Side(network, OTHER.peer_id)
+    await them.links.start()
+    assert not me.links.connected()
+    await them.links.keep([ME.peer_id])
+    assert await me.inbox.event() == events.PeerSeen(OTHER.peer_id)
+    await them.close()
+
+
 async def test_a_peer_that_takes_connections_but_no_hello_costs_no_streams(
     network: MemoryNetwork, me: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
