@@ -109,6 +109,19 @@ class WithholdPart(Adversary):
         return not self.attacking(host.step)
 
 
+class LatePart(WithholdPart):
+    """Hands its gradient over when it is asked for it and not before, but to one honest member, which has it
+    at once: the others learn to wait longer than that one, whose aggregates and waits are then out of step with theirs
+    (4.1, row 2)."""
+
+    def _is_victim(self, host: Body, peer: PeerId) -> bool:
+        honest = [one for one in host.node.chain.head.roster.peers if one not in self.mind.members]
+        return peer in honest and peer != min(honest, key=self.mind.salt)
+
+    def serves(self, host: Body) -> bool:
+        return True
+
+
 class Withhold(Adversary):
     """Never says one kind of thing."""
 
@@ -362,6 +375,7 @@ ATTACKS: dict[str, type[Adversary]] = {
     "late_aggregate": LateAggregate,
     "leave_out": LeaveOut,
     "withhold_part": WithholdPart,
+    "late_part": LatePart,
     "withhold_reveal": WithholdReveal,
     "withhold_projection": WithholdProjection,
     "withhold_cut": WithholdCut,

@@ -31,7 +31,8 @@ BANNED_FOR: dict[str, Reason] = {
 """Attacks that cost everybody who plays them its place for good."""
 NEVER_BANNED = {
     *("none", "slow", "replay", "garbage"),
-    *("withhold_part", "withhold_reveal", "withhold_projection", "late_aggregate", "withhold_cut", "split_views"),
+    *("withhold_part", "withhold_reveal", "withhold_projection", "late_aggregate", "late_part"),
+    *("withhold_cut", "split_views"),
 }
 """Nobody else can tell these from a bad network, or they harm nobody: they cost strikes and rests at most."""
 
