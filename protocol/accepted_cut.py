@@ -19,7 +19,7 @@ from crowdsurf.protocol.effects import AggregatePart, CancelWork, Effect, Expect
 from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Accusation, Cut, Projection
-from crowdsurf.protocol.outcome import StepFacts, enough_reveals, opened_beacon
+from crowdsurf.protocol.outcome import StepFacts, enough_for_an_honest_one_in, opened_beacon
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.tolerance import ACCUSING
 
@@ -88,13 +88,10 @@ class Input(NamedTuple):
 class AcceptedCut:
     """A cut whose commits are all held, seen by one member."""
 
-    def __init__(
-        self, holdings: Holdings, me: PeerId, name: Digest, cut: Cut, schedule: Schedule, timing: Timing
-    ) -> None:
+    def __init__(self, holdings: Holdings, me: PeerId, name: Digest, cut: Cut, timing: Timing, now: float) -> None:
         facts = holdings.facts
         self.name = name
         self.cut = cut
-        self.schedule = schedule
         self.duties = facts.duties(cut)
         """Who aggregates each part."""
         self.contributors = tuple(facts.peers[index] for index, _ in cut.commits)
@@ -104,6 +101,8 @@ class AcceptedCut:
         self._timing = timing
         self._me = me
         self._transcript, self._blobs, self._scrutiny = holdings.transcript, holdings.blobs, holdings.scrutiny
+        self._transfers_named = holdings.transfers_named(cut)
+        self._first_accepted = now
         self.inputs = self._my_inputs(facts)
         # What is still open, last first: what has come stays, so it is dropped from the end and not looked at again.
         self._open_inputs = self.inputs[::-1]
@@ -114,13 +113,22 @@ class AcceptedCut:
         """The aggregate of every part, if it was fixed before the beacon was known."""
         self.settles_at: float | None = None
         """Until when projections are waited for, counted from when the beacon was known; None if they are not."""
-        self._gave_up = self._has_begun = False
+        self._has_begun = False
         self._reveals_heard = 0
         self._looked_at: set[int] = set()
         self._unjudged: set[int] = set()
         """Parts of which a projection was not judged yet, or none has come."""
         self._judged: set[bytes] = set()
         """Projections that this member has compared with what it knows."""
+        self.begin_waits(now)
+
+    def begin_waits(self, now: float) -> None:
+        """Lay out all waits, when it is accepted, and again when it is in a later view: others accept it only then, and
+        who counted from the first time would do without what they have to say."""
+        named, enough = self._transfers_named, enough_for_an_honest_one_in(self._facts)
+        waits = Waits(*self._timing.transfers(named, enough), self._timing.delivery_seconds)
+        self.schedule = lay_out(now, waits, self._scrutiny is not None)
+        self._gave_up = False
 
     def opening(self, elements: int) -> list[Effect]:
         """What a member does first: push its parts to their aggregators and expect those it aggregates; whoever is not
@@ -134,13 +142,14 @@ class AcceptedCut:
             for part, aggregator in enumerate(self.duties):
                 if aggregator != self._me and mine.parts[part] in self._blobs:
                     effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
+        learns_from_own = len({item.peer for item in self.inputs}) > 2
         for item in self.inputs:
-            if item.digest in self._blobs:
-                # Its own, too: else those that make this member wait would be half of what it learns from.
-                self._timing.transfer.observe(0.0)
-            else:
+            if item.digest not in self._blobs:
                 size = part_bytes(elements, parts, item.part)
                 effects.append(ExpectPart(step, item.part, parts, item.member, item.digest, size))
+            elif learns_from_own:
+                # Else those that make this member wait would be half of what it learns from. Of two it would be half.
+                self._timing.transfer.observe(0.0)
         return effects
 
     def to_aggregate(self, gone: set[PeerId]) -> list[Effect]:
@@ -174,12 +183,13 @@ class AcceptedCut:
     # hence iterators.
 
     def parts_lacking(self, gone: set[PeerId]) -> Iterator[Input]:
-        """Inputs of this member's own parts that are neither here nor given up."""
+        """Inputs of this member's own parts that are neither here nor given up, of parts it has not begun with."""
         items = self._open_inputs
         while items and items[-1].digest in self._blobs:
             items.pop()
         skip = gone | self._timing.parts.spent()
-        return (item for item in reversed(items) if item.digest not in self._blobs and item.peer not in skip)
+        lacking = (item for item in reversed(items) if item.digest not in self._blobs and item.peer not in skip)
+        return (item for item in lacking if item.part not in self.aggregating)
 
     def give_up_aggregates(self, gone: set[PeerId]) -> None:
         """Those that are still awaited are awaited no more."""
@@ -188,13 +198,15 @@ class AcceptedCut:
         self._gave_up = True
 
     def on_blob(self, digest: bytes, now: float) -> None:
-        """Bytes came in: whoever they were awaited from is worth waiting for again, if they are not too late. Only
-        parts tell how long a transfer takes: an aggregate comes after its aggregator has waited, and to learn from that
+        """Bytes came in: whoever they were awaited from is worth waiting for again, if they are not too late. Parts
+        tell how long a transfer takes, those that are too late, too, or a network that has become slower would never
+        be waited for again. An aggregate does not: it comes after its aggregator has waited, and to learn from that
         how long to wait would let waits grow with every step (SPEC R-4.30)."""
         for item in self.inputs:
-            if item.digest == digest and item.part not in self.aggregating:
-                self._timing.parts.came(item.peer)
-                self._timing.transfer.observe(now - self.schedule.accepted)
+            if item.digest == digest:
+                self._timing.transfer.observe(now - self._first_accepted)
+                if item.part not in self.aggregating:
+                    self._timing.parts.came(item.peer)
         for part, aggregator in enumerate(self.duties):
             if not self._gave_up and self._transcript.aggregate_with(self.name, part, aggregator, digest) is not None:
                 self._timing.aggregates.came(aggregator)
@@ -236,7 +248,7 @@ class AcceptedCut:
             self._beacon = opened_beacon(self._facts, self._transcript, self.cut)
         heard = len(self._transcript.reveals_of(self.name))
         if self._beacon is not None and heard > self._reveals_heard:  # a liar may sign more of them later
-            enough, self._reveals_heard = enough_reveals(self._facts), heard
+            enough, self._reveals_heard = enough_for_an_honest_one_in(self._facts), heard
             named = (self._transcript.named_aggregate(self.name, part, enough) for part in range(len(self.duties)))
             self._fixed = {part: name for part, name in enumerate(named) if name is not None}
             self._unjudged = set(range(len(self.duties)))

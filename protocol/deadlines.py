@@ -145,11 +145,14 @@ class Timing:
         mantissa, exponent = math.frexp(self.transfer.bound_seconds())
         return math.ldexp(1.0, exponent - (mantissa == 0.5))
 
-    def transfers(self, named: list[float]) -> tuple[float, float]:
+    def transfers(self, named: list[float], enough: int) -> tuple[float, float]:
         """How long to wait for parts, and how long for aggregates where nobody honest waits longer for its parts, given
-        what those in a cut have named. Whom liars make wait has learned to wait longer than others: by their median no
-        honest one waits for parts until its aggregate is too late for the rest (SPEC R-4.30)."""
-        own, common = self.transfer.bound_seconds(), self.transfer.within_bounds(median(named))
+        what those in a cut have named. Whom liars make wait has learned to wait longer than others: by a common wait no
+        honest one waits for parts until its aggregate is too late for the rest. `enough` are so many that somebody
+        honest is among them: what that many name or less is no less than what somebody honest has named, however few
+        honest ones the proposer has let in (SPEC R-4.30)."""
+        common = self.transfer.within_bounds(sorted(named)[min(enough, len(named)) - 1])
+        own = self.transfer.bound_seconds()
         return min(own, common), max(own, common)
 
     def next_step(self, members: set[PeerId]) -> None:

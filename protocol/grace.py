@@ -40,8 +40,10 @@ class Grace:
         self._until = now + 2 * self._bounds.delivery_seconds
 
     def on_cut(self, now: float) -> None:
-        """A cut is accepted: from now on the longest wait is known better."""
-        self._longest = min(self._longest, now + self._after_cut)
+        """A cut is accepted, perhaps again in a later view: some accept it only now, so all chances begin anew."""
+        self._over = self._may_answer = False
+        self._until = self._answer_at = self._last_call = None
+        self._longest = now + self._after_cut
 
     def advance(self, now: float) -> None:
         """Time goes on."""

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from crowdsurf.protocol import assignment, checks
-from crowdsurf.protocol.accepted_cut import AcceptedCut, Input, Waits, lay_out
+from crowdsurf.protocol.accepted_cut import AcceptedCut, Input
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.cases import part_subject, subject_of
@@ -272,9 +272,9 @@ class StepMachine:
         late, accepted = now >= self._deadline, self.accepted
         if self.phase in (Phase.WORK, Phase.COMMIT):
             return self._commits_trigger(late, now)
-        if self.phase is Phase.PROPOSE:
-            return self._propose_trigger(late, now)
-        if self.phase is Phase.SIGN or accepted is None:
+        if self.phase is Phase.PROPOSE and self._acceptable_cut() is not None:
+            return Trigger.CUT_ACCEPTED
+        if self.phase in (Phase.PROPOSE, Phase.SIGN) or accepted is None:
             return self._give_up(now) if late else None
         if self.phase is Phase.PROJECT:
             return Trigger.CHECKS_DONE if late or accepted.has_scrutinized(self.gone) else None
@@ -285,19 +285,18 @@ class StepMachine:
         return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
-        if self._acceptable_cut() is not None:
-            return Trigger.CUT_ACCEPTED
+        """While somebody is waited for no cut is acted on, unless somebody honest does: a proposer in a hurry would
+        leave out whoever is slower than the fastest (SPEC R-4.12)."""
+        found = self._acceptable_cut()
         enough = len(self.transcript.commits) >= self.quorum
+        is_time = late or ((found is not None or enough) and next(self.commits_lacking(), None) is None)
+        if found is not None and (is_time or self._proposals.is_acted_on(found[0])):
+            return Trigger.CUT_ACCEPTED
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
             if self._work_failed:
                 self._compute_work()
-        return Trigger.COMMITS_IN if enough and (late or next(self.commits_lacking(), None) is None) else None
-
-    def _propose_trigger(self, late: bool, now: float) -> Trigger | None:
-        if self._acceptable_cut() is not None:
-            return Trigger.CUT_ACCEPTED
-        return self._give_up(now) if late else None
+        return Trigger.COMMITS_IN if enough and is_time else None
 
     def _give_up(self, now: float) -> Trigger | None:
         """Ask for the next view, unless that could not open yet, or this one has not."""
@@ -359,10 +358,10 @@ class StepMachine:
         self._grace.on_cut(now)
         known = self._cuts.get(name)
         if known is None:
-            waits = Waits(*self._timing.transfers(self.holdings.transfers_named(cut)), self._timing.delivery_seconds)
-            schedule = lay_out(now, waits, self._scrutiny is not None)
-            known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, schedule, self._timing)
+            known = self._cuts[name] = AcceptedCut(self.holdings, self.me, name, cut, self._timing, now)
             self.effects += known.opening(self._elements)
+        elif not self._voice.has_said(Kind.REVEAL, 0):
+            known.begin_waits(now)
         self.effects += self._proposals.to_show(name)
         self.accepted, self._deadline = known, known.schedule.parts
         self.heard_in_time = self.heard_in_time or frozenset(self.transcript.commits)
@@ -444,8 +443,7 @@ class StepMachine:
             self._say(Kind.PROPOSAL, view, b"", cut)
 
     def _propose_outcome(self) -> None:
-        view = self.ballot.view
-        accepted = self.accepted
+        view, accepted = self.ballot.view, self.accepted
         if self._voice.has_said(Kind.OUTCOME, view) or accepted is None or not self.ballot.may_propose():
             return
         header = self.ballot.strongest_lock()
@@ -531,6 +529,8 @@ class StepMachine:
     def on_handed_on(self, source: PeerId, said: Opened, now: float) -> None:
         """Somebody, who need not be its author, has shown a message."""
         self.effects += self._proposals.to_ask_of(source, said, self.accepted is None, now)
+        if self._proposals.note_shown(source, said):
+            self.advance(now)
 
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
         """Make room for it, if it is of a cut that this member has accepted: others cost their author nothing."""

@@ -71,14 +71,29 @@ def test_no_honest_member_waits_for_parts_until_others_have_given_its_aggregate_
     """However different the waits that they have learned: the aggregate has as long again to arrive."""
     named = [0.5, 0.5, 2.0, 7.0, 9.0]
     for own in named:
-        timing = Timing(Estimator(0.5, 60.0, 8.0), Estimator(0.5, 60.0, 8.0), 1.0)
-        timing.transfer.observe(own / 2)
-        parts, aggregate = timing.transfers(named)
+        timing = waiting_for_transfers(own / 2)
+        parts, aggregate = timing.transfers(named, 3)
         assert parts == min(own, 2.0)
         assert aggregate == max(own, 2.0)
         assert timing.transfer_to_name == {0.5: 0.5, 2.0: 2.0, 7.0: 8.0, 9.0: 16.0}[own]
-    assert timing.transfers([0.0, 0.0]) == (0.5, 9.0)
-    assert timing.transfers([1e9]) == (9.0, 60.0)
+    assert timing.transfers([0.0, 0.0], 3) == (0.5, 9.0)
+    assert timing.transfers([1e9], 3) == (9.0, 60.0)
+
+
+def waiting_for_transfers(*seen: float) -> Timing:
+    timing = Timing(Estimator(0.5, 60.0, 8.0), Estimator(0.5, 60.0, 8.0), 1.0)
+    for seconds in seen:
+        timing.transfer.observe(seconds)
+    return timing
+
+
+@given(st.lists(st.floats(0.5, 60.0), min_size=1, max_size=5), st.lists(st.floats(0, 1e9), max_size=4))
+def test_no_lies_make_the_common_wait_shorter_than_what_somebody_honest_has_named(
+    honest: list[float], lies: list[float]
+) -> None:
+    """Four liars of nine, in a cut of theirs that lets in as few honest members as it may."""
+    parts, _ = waiting_for_transfers(60.0).transfers(honest + lies, len(lies) + 1)
+    assert parts >= min(honest)
 
 
 FIRST, SECOND = (FakeSigner(number).peer_id for number in range(2))

@@ -35,13 +35,30 @@ def test_where_too_few_are_heard_the_longest_wait_decides() -> None:
     assert grace.is_over(5.0 + 100.0 + LONGEST)
 
 
-def test_an_accepted_cut_shortens_the_longest_wait_and_never_prolongs_it() -> None:
+def test_the_longest_wait_counts_from_the_latest_acceptance_of_a_cut() -> None:
+    """In a later view others may accept it for the first time."""
     grace = Grace(BOUNDS, 0.0)
     grace.on_cut(20.0)
     assert not grace.is_over(20.0 + LONGEST - 0.1)
     assert grace.is_over(20.0 + LONGEST)
     grace.on_cut(40.0)
-    assert grace.is_over(20.0 + LONGEST)
+    assert not grace.is_over(40.0 + LONGEST - 0.1)
+    assert grace.is_over(40.0 + LONGEST)
+
+
+def test_an_acceptance_begins_all_chances_anew() -> None:
+    grace = Grace(BOUNDS, 0.0)
+    grace.begin(10.0)
+    assert grace.last_call(10.0) == 16.0
+    assert not grace.may_answer(10.0)
+    grace.advance(14.0)
+    assert grace.is_over(14.0)
+    assert grace.may_answer(14.0)
+    grace.on_cut(15.0)
+    assert not grace.has_begun
+    assert not grace.is_over(15.0)
+    assert not grace.may_answer(15.0)
+    assert grace.last_call(15.0) == 21.0
 
 
 def test_nothing_ends_before_its_time_however_often_time_goes_on() -> None:

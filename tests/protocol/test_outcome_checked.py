@@ -17,7 +17,7 @@ from crowdsurf.protocol.outcome import (
     Missing,
     build_header,
     counting,
-    enough_reveals,
+    enough_for_an_honest_one_in,
     examine,
     heard_aggregates,
     objections,
@@ -267,7 +267,7 @@ def naming(members: set[int], other: bytes = b"") -> list[Opened]:
 
 
 def test_an_aggregate_counts_only_if_somebody_honest_had_heard_of_it() -> None:
-    assert enough_reveals(STEP.facts) == 2
+    assert enough_for_an_honest_one_in(STEP.facts) == 2
     few, enough = (heard(*naming(members), without=said(Kind.REVEAL)) for members in ({1}, {1, 3}))
     assert_does_not_count(few)
     assert judge(few).messages == (STEP.cut_name,)  # others may have heard more

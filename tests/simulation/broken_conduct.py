@@ -175,7 +175,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (19, 20, 31), faults=ROUGH)
+@defect("stays_locked", (18, 26, 55), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -191,7 +191,7 @@ def ignores_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
 
 
-@defect("nothing_dropped", (0, 1, 3), liar=liars.VoidsWork)
+@defect("nothing_dropped", (4, 5, 6), liar=liars.VoidsWork)
 def lets_a_proposer_void_work(patch: Patch) -> None:
     """A voter does not look for what a header leaves out."""
     patch.setattr(holdings, "overlooked", lambda *arguments: [])

@@ -146,7 +146,7 @@ def opens_its_nonce_alone(patch: Patch) -> None:
     patch.setattr(StepMachine, "_reveal_with_others", nothing)
 
 
-@defect("patient", (103, 150), faults=LOSSY)
+@defect("patient", (50,), faults=LOSSY)
 def has_no_patience(patch: Patch) -> None:
     """A step is voided at once for those that have not opened their nonce."""
     patch.setattr(Grace, "is_over", lambda self, now: True)
