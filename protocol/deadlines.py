@@ -129,6 +129,8 @@ class Timing:
     work: Estimator
     transfer: Estimator
     delivery_seconds: float
+    commits: Patience = field(default_factory=Patience)
+    """With members that are to commit."""
     parts: Patience = field(default_factory=Patience)
     """With contributors whose parts this peer aggregates."""
     aggregates: Patience = field(default_factory=Patience)
@@ -157,7 +159,7 @@ class Timing:
 
     def next_step(self, members: set[PeerId]) -> None:
         """A step of these members begins."""
-        for patience in (self.parts, self.aggregates, self.projections, self.echoes):
+        for patience in (self.commits, self.parts, self.aggregates, self.projections, self.echoes):
             patience.next_step(members)
 
 

@@ -44,8 +44,8 @@ class Holdings:
         self.joins: set[PeerId] = set()
         self.leaves: set[PeerId] = set()
         """Who has asked to join, or to leave."""
-        self.heard_before: frozenset[PeerId] = frozenset()
-        """Whose commit of the step before had come in time."""
+        self.heard_before: set[PeerId] = set()
+        """Who has said anything in the step before."""
         clipping = facts.clipping
         self.scrutiny = Scrutiny(clipping, facts.peers.index(me)) if clipping is not None else None
         """What it makes of aggregates; None where they are not checked."""

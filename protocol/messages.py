@@ -104,8 +104,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     norms: Annotated[tuple[float, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
     """Length of every part of the gradient, where projections are checked: how long an aggregate may be."""
     heard: Bitmap = b""
-    """Members whose commit of the step before had come when this contributor accepted a cut of it; empty if it does not
-    know. A proposer alone cannot make them absent."""
+    """Members that have said anything in the step before; empty if this contributor does not know. A proposer alone
+    cannot make them absent."""
     transfer_seconds: float = 0.0
     """How long this contributor would wait for a transfer. The median of a cut is what all go by."""
 

@@ -91,7 +91,8 @@ class Node:
         self.auditor = Auditor(signer, self.chain.run_id, verify, manifest, self._timing.transfer.bound_seconds)
         self._leaving = self._asked_to_join = False
         self._leave_asked_step = 0
-        self._heard_in_time: frozenset[PeerId] = frozenset()
+        self._heard_before: set[PeerId] = set()
+        """Who has said anything in the step before."""
         self._effects: list[Effect] = []
 
     # --- the whole interface -----------------------------------------------------------------------------
@@ -319,6 +320,8 @@ class Node:
         words = source, envelope.kind
         if self._is_known(source):
             if envelope.kind in LAST_WORDS and envelope.step == self._step - 1 and words not in self._late_words:
+                if envelope.sender == source:
+                    self._heard_before.add(source)
                 return self._late_words.add(words)
             self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
@@ -394,7 +397,7 @@ class Node:
         if self.machine is not None:
             header = certificate.header
             self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
-        self._heard_in_time = self.machine.heard_in_time if self.machine is not None else frozenset()
+        self._heard_before = self.machine.heard if self.machine is not None else set()
         self._drop_machine()
         self._helped.clear()
         self._late_words.clear()
@@ -491,7 +494,7 @@ class Node:
         machine = StepMachine(facts, self._signer, self.chain.run_id, self._elements, self._timing, now)
         machine.gone = self._gone
         machine.holdings.joins, machine.holdings.leaves = self.membership.joins(head), self.membership.leaves(head)
-        machine.holdings.heard_before = self._heard_in_time
+        machine.holdings.heard_before = self._heard_before
         self.machine = machine
         machine.holdings.convictions = self.auditor.convictions(head)
         self._announce_at = now if self._leaving else None

@@ -16,7 +16,6 @@ from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Cut, Kind
-from crowdsurf.protocol.outcome import enough_for_an_honest_one_in
 
 
 class Proposals:
@@ -29,9 +28,6 @@ class Proposals:
         self._ballot = ballot
         self._proposer_of = proposer_of
         self._asking = asking
-        self._enough = enough_for_an_honest_one_in(holdings.facts)
-        self._shown_by: dict[Digest, set[PeerId]] = {}
-        """Members that have shown a cut, by its name."""
 
     def proposed(self, is_first: bool) -> Opened | None:
         """The cut of this view's proposer, if it was heard. While this member's view is not open others are in the one
@@ -47,20 +43,6 @@ class Proposals:
         if proposal is None or not isinstance(proposal.payload, Cut) or self._missing(proposal.payload):
             return None
         return proposal.digest, proposal.payload
-
-    def note_shown(self, source: PeerId, shown: Opened) -> bool:
-        """Who has shown a cut of this step; whether it was one. An honest proposer has waited for commits, and so has
-        whoever accepts a cut and hands it on."""
-        if not isinstance(shown.payload, Cut) or source not in self._peers:
-            return False
-        self._shown_by.setdefault(shown.digest, set()).add(source)
-        return True
-
-    def is_acted_on(self, name: Digest) -> bool:
-        """Whether somebody honest acts on a cut: so many have shown it, or said something about what is in it."""
-        aggregators = {sender for cut, _, sender in self._transcript.aggregates if cut == name}
-        revealing = {said.sender for said in self._transcript.reveals_of(name)}
-        return len(self._shown_by.get(name, set()) | aggregators | revealing) >= self._enough
 
     def to_ask(self, proposal: Opened | None) -> list[Effect]:
         """Ask the proposer for the commits that its cut names and that are not here."""

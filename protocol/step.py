@@ -103,8 +103,8 @@ class StepMachine:
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self.heard_in_time: frozenset[PeerId] = frozenset()
-        """Whose commit had come when this member accepted its first cut."""
+        self.heard: set[PeerId] = set()
+        """Who has said anything in this step."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._proposals = Proposals(self.holdings, self.ballot, self.proposer, self._asking)
         self._pulled = self._work_failed = False
@@ -256,8 +256,10 @@ class StepMachine:
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
         checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
+        self.heard.add(opened.sender)
         if isinstance(opened.payload, Commit):
             self._timing.work.observe(now - self._began)
+            self._timing.commits.came(opened.sender)
         self._count(opened)
         if isinstance(opened.payload, Echo):
             self._election.on_echo(opened, opened.payload, now)
@@ -285,18 +287,16 @@ class StepMachine:
         return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
-        """While somebody is waited for no cut is acted on, unless somebody honest does: a proposer in a hurry would
-        leave out whoever is slower than the fastest (SPEC R-4.12)."""
-        found = self._acceptable_cut()
-        enough = len(self.transcript.commits) >= self.quorum
-        is_time = late or ((found is not None or enough) and next(self.commits_lacking(), None) is None)
-        if found is not None and (is_time or self._proposals.is_acted_on(found[0])):
+        if self._acceptable_cut() is not None:
             return Trigger.CUT_ACCEPTED
+        enough = len(self.transcript.commits) >= self.quorum
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
             if self._work_failed:
                 self._compute_work()
-        return Trigger.COMMITS_IN if enough and is_time else None
+        elif late:
+            self._timing.commits.waited_in_vain(set(self.commits_lacking()) - {self.me}, len(self.facts.peers))
+        return Trigger.COMMITS_IN if enough and (late or next(self.commits_lacking(), None) is None) else None
 
     def _give_up(self, now: float) -> Trigger | None:
         """Ask for the next view, unless that could not open yet, or this one has not."""
@@ -316,7 +316,8 @@ class StepMachine:
 
     def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed."""
-        here = self.transcript.commits.keys() | self.gone | self._timing.echoes.spent()
+        spent = self._timing.echoes.spent() | self._timing.commits.spent()
+        here = self.transcript.commits.keys() | self.gone | spent - {self.me}
         return (peer for peer in self.awaited() if peer not in here)
 
     def awaited(self) -> Iterator[PeerId]:
@@ -364,7 +365,6 @@ class StepMachine:
             known.begin_waits(now)
         self.effects += self._proposals.to_show(name)
         self.accepted, self._deadline = known, known.schedule.parts
-        self.heard_in_time = self.heard_in_time or frozenset(self.transcript.commits)
         for (heard, _, sender), opened in list(self.transcript.aggregates.items()):
             if heard == name and isinstance(opened.payload, Aggregate):
                 self._expect_aggregate(opened.payload, sender)
@@ -529,8 +529,6 @@ class StepMachine:
     def on_handed_on(self, source: PeerId, said: Opened, now: float) -> None:
         """Somebody, who need not be its author, has shown a message."""
         self.effects += self._proposals.to_ask_of(source, said, self.accepted is None, now)
-        if self._proposals.note_shown(source, said):
-            self.advance(now)
 
     def _expect_aggregate(self, aggregate: Aggregate, sender: PeerId) -> None:
         """Make room for it, if it is of a cut that this member has accepted: others cost their author nothing."""

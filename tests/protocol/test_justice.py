@@ -310,7 +310,7 @@ def test_who_forges_and_keeps_its_nonce_when_it_is_about_to_be_looked_at_is_bann
 
 def test_who_dodges_audits_in_cuts_of_a_bare_quorum_rests_and_its_work_is_owed() -> None:
     """Of five members two are not in the step. Nobody was to blame then, and whoever forged could dodge for ever."""
-    swarm = working_swarm(5, step=4, steps=16)
+    swarm = working_swarm(5, step=4, steps=24)
     assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 5)
     head = swarm.list[0].node.chain.head
     workers = [peer for peer in swarm.list if head.roster.indexes[peer.id] not in head.validators]

@@ -82,10 +82,26 @@ def test_a_straggler_delays_nobody_beyond_the_adaptive_deadline() -> None:
     assert swarm.now - began < 35 * 0.6 + 2 * 1.5
 
 
+def test_a_straggler_that_takes_part_otherwise_keeps_its_place() -> None:
+    """It hears and votes, and will commit when it is as fast as the others; nobody waits for that."""
+    swarm = Swarm(4, steps=30)
+    swarm.list[3].work_seconds = lambda step: 0.2 if step < 3 or step > 20 else 50.0
+    swarm.start()
+    assert swarm.run_to_end()
+    assert_sound(swarm, steps=30)
+    assert min(len(story.roster) for story in swarm.list[0].stories) == 4
+    assert len(swarm.list[0].stories[15].contributors) == 3
+    assert len(swarm.list[0].stories[29].contributors) == 4
+
+
 def test_a_peer_that_misses_too_many_steps_drops_out_and_comes_back() -> None:
     swarm = Swarm(4, steps=30)
-    swarm.list[3].work_seconds = lambda step: 0.2 if step < 3 or step > 15 else 50.0
     swarm.start()
+    away, chain = swarm.list[3], swarm.list[0].node.chain
+    assert swarm.run(lambda: chain.head.step == 3)
+    swarm.kill(away)
+    assert swarm.run(lambda: chain.head.step == 16)
+    away.restart()
     assert swarm.run_to_end()
     assert_sound(swarm, steps=30)
     rosters = [story.roster for story in swarm.list[0].stories]
