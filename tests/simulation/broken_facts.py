@@ -129,7 +129,7 @@ def believes_the_beacon(patch: Patch) -> None:
     check_repaired(patch, lambda head, header, _: replace(header, beacon=beacon_after(head.beacon, header)))
 
 
-@defect("header_follows", (0, 1, 4), faults=CRASHY)
+@defect("header_follows", (6, 9, 10), faults=CRASHY)
 def nobody_ever_missed_a_step(patch: Patch) -> None:
     """A member that was there once is not counted as missing again."""
 
