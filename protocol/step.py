@@ -259,7 +259,8 @@ class StepMachine:
         self.heard.add(opened.sender)
         if isinstance(opened.payload, Commit):
             self._timing.work.observe(now - self._began)
-            self._timing.commits.came(opened.sender)
+            if self.accepted is None:
+                self._timing.commits.came(opened.sender)
         self._count(opened)
         if isinstance(opened.payload, Echo):
             self._election.on_echo(opened, opened.payload, now)

@@ -249,3 +249,39 @@ def test_a_network_that_becomes_slower_is_waited_for_again() -> None:
     assert played.swarm.run(go_on, 2000.0)
     assert late
     assert played.missing == []
+
+
+# --- just too late -------------------------------------------------------------------------------------------
+
+
+class LateCommits(Paced):
+    """Liars say their commits when nobody waits for them any more, always."""
+
+    def __init__(self, count: int, seed: int, steps: int, late_seconds: float) -> None:
+        super().__init__(count, seed, steps)
+        deliver, swarm = self.swarm.deliver, self.swarm
+
+        def late(sender: FakePeer, to: PeerId, event: events.Event) -> None:
+            said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+            if said is None or said.kind != Kind.COMMIT or said.sender not in self.lying or late_seconds == 0.0:
+                return deliver(sender, to, event)
+            return swarm.at(swarm.now + late_seconds, lambda: swarm.peers[to].give(event))
+
+        swarm.deliver = late  # type: ignore[method-assign]
+
+
+def test_commits_that_are_just_too_late_again_and_again_are_waited_for_ever_less_often() -> None:
+    """Liars vote and so keep their places; the others wait for their commits twice, and then once in a while."""
+    played, waits = LateCommits(5, 0, 60, 0.45), 0
+    patience = played.honest[0].node._timing.commits
+    waited_in_vain = patience.waited_in_vain
+
+    def count(peers: set[PeerId], among: int) -> None:
+        nonlocal waits
+        waits += bool(peers)
+        waited_in_vain(peers, among)
+
+    patience.waited_in_vain = count  # type: ignore[method-assign]
+    played.run()
+    assert len(played.honest[0].node.chain.head.roster) == 5
+    assert 2 <= waits <= 6
