@@ -72,7 +72,7 @@ def lay_out(now: float, waits: Waits, is_checked: bool = False) -> Schedule:
         aggregates=aggregates,
         reveals=reveals,
         projections=projections,
-        outcome=projections + 4 * delivery,
+        outcome=projections + 5 * delivery,
     )
 
 

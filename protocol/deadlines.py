@@ -48,6 +48,11 @@ class Estimator:
         """Record one arrival, in seconds after the wait began."""
         self._recent.append(seconds)
 
+    def observe_lacking(self, count: int) -> None:
+        """Record so many that were not left the time to come: as if they took the longest. Those in a hurry would else
+        be all that is learned from."""
+        self._recent.extend([self._seconds_max] * count)
+
     def bound_seconds(self) -> float:
         """Longest sensible wait now: the maximum until something was observed."""
         if not self._recent:
@@ -139,6 +144,10 @@ class Timing:
     """With aggregators that are to show that they were right."""
     echoes: Patience = field(default_factory=Patience)
     """With members that are to show what was proposed."""
+
+    def spent_on_commits(self) -> set[PeerId]:
+        """Whose commits are not waited for."""
+        return self.echoes.spent() | self.commits.spent()
 
     @property
     def transfer_to_name(self) -> float:

@@ -36,8 +36,8 @@ class Grace:
         return self._over or self._until is not None
 
     def begin(self, now: float) -> None:
-        """They are shown it now: one delivery to hear it, one to answer."""
-        self._until = now + 2 * self._bounds.delivery_seconds
+        """They are shown it now: one delivery to hear it, one that they may wait before they answer, one to answer."""
+        self._until = now + 3 * self._bounds.delivery_seconds
 
     def on_cut(self, now: float) -> None:
         """A cut is accepted, perhaps again in a later view: some accept it only now, so all chances begin anew."""

@@ -15,6 +15,8 @@ from crowdsurf.protocol import limits, wire
 from crowdsurf.protocol.ids import Digest, PeerId, digest
 from crowdsurf.protocol.messages import Header, PeerBytes, Step, indexes_of
 
+MISSED_STEPS_PATIENCE = 2
+"""Who missed so many certified steps in a row is no longer waited for. No more are counted of whoever is heard."""
 STRIKES_MAX = 4
 """Strikes at which a member is left out for a while; half as many after every rest, one at least."""
 STRIKE_FADES_STEPS = 16
@@ -151,8 +153,9 @@ def next_roster(roster: Roster, header: Header, aggregators: tuple[int, ...], mi
     for index, member in enumerate(roster.members):
         strikes = max(0, member.strikes - fades) + (index in failed or index in at_fault or index in excused)
         # Whom a contributor has heard lately, but not the proposer of this cut, is not absent: liars that propose could
-        # make everybody honest drop out.
-        missed = 0 if index in present else member.missed + (index not in heard)
+        # make everybody honest drop out. It is only not waited for.
+        stays = index in heard and member.missed >= min(MISSED_STEPS_PATIENCE, missed_steps_max)
+        missed = 0 if index in present else member.missed + (not stays)
         members.append(Member(member.peer, member.joined, missed, strikes))
     gone = {*header.left, *(ban.peer for ban in header.bans)}
     rests = {member.peer for member in members if member.strikes >= roster.strikes_max(member.peer)}

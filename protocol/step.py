@@ -57,7 +57,7 @@ from crowdsurf.protocol.messages import (
 )
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.proposals import Proposals
-from crowdsurf.protocol.roster import quorum_of
+from crowdsurf.protocol.roster import MISSED_STEPS_PATIENCE, quorum_of
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
 from crowdsurf.protocol.voice import Voice
 
@@ -65,8 +65,6 @@ _BACKOFF_DOUBLINGS_MAX = 6
 """A view's wait doubles at most this often: 64 times the first wait."""
 _OF_ONE_VIEW = (Kind.VIEW_CHANGE, Kind.ECHO)
 """What matters to nobody any more when its view is over."""
-_MISSED_STEPS_PATIENCE = 2
-"""Members that missed this many certified steps in a row are no longer waited for (they are still welcome)."""
 
 
 class StepMachine:
@@ -103,8 +101,8 @@ class StepMachine:
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self.heard: set[PeerId] = set()
-        """Who has said anything in this step."""
+        self.heard, self._left_out = set[PeerId](), set[PeerId]()
+        """Who has said anything in this step; who was not left the time to commit."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._proposals = Proposals(self.holdings, self.ballot, self.proposer, self._asking)
         self._pulled = self._work_failed = False
@@ -258,7 +256,8 @@ class StepMachine:
         checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
         self.heard.add(opened.sender)
         if isinstance(opened.payload, Commit):
-            self._timing.work.observe(now - self._began)
+            if opened.sender not in self._left_out:
+                self._timing.work.observe(now - self._began)
             if self.accepted is None:
                 self._timing.commits.came(opened.sender)
         self._count(opened)
@@ -289,6 +288,8 @@ class StepMachine:
 
     def _commits_trigger(self, late: bool, now: float) -> Trigger | None:
         if self._acceptable_cut() is not None:
+            self._left_out = set() if late else set(self.commits_lacking())
+            self._timing.work.observe_lacking(len(self._left_out))
             return Trigger.CUT_ACCEPTED
         enough = len(self.transcript.commits) >= self.quorum
         if late and not enough:
@@ -316,15 +317,15 @@ class StepMachine:
         return self.accepted.aggregates_lacking(self.gone) if self.accepted is not None else iter(())
 
     def commits_lacking(self) -> Iterator[PeerId]:
-        """Members that are waited for and have not committed."""
-        spent = self._timing.echoes.spent() | self._timing.commits.spent()
-        here = self.transcript.commits.keys() | self.gone | spent - {self.me}
-        return (peer for peer in self.awaited() if peer not in here)
+        """Members that are waited for and have not committed: also those that were there, but in no cut, lately."""
+        here = self.transcript.commits.keys() | self.gone | (self._timing.spent_on_commits() - {self.me})
+        lately = self.holdings.heard_before.union(self.awaited())
+        return (peer for peer in self.facts.peers if peer in lately and peer not in here)
 
     def awaited(self) -> Iterator[PeerId]:
         """Members that have not been missing for long."""
         members = zip(self.facts.peers, self.facts.head.roster.members, strict=True)
-        return (peer for peer, member in members if member.missed < _MISSED_STEPS_PATIENCE or peer == self.me)
+        return (peer for peer, member in members if member.missed < MISSED_STEPS_PATIENCE or peer == self.me)
 
     # --- entering phases ---------------------------------------------------------------------------------
 
@@ -340,7 +341,9 @@ class StepMachine:
         if target is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
         elif target is Phase.SIGN and self.accepted is not None:
-            self._deadline = self.accepted.schedule.give_up_at(now, self._view_seconds())
+            self._deadline = self.accepted.schedule.give_up_at(
+                now, self._view_seconds() + self._timing.delivery_seconds
+            )
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
         elif target is Phase.AGGREGATE and self.accepted is not None:
@@ -518,8 +521,6 @@ class StepMachine:
         """How long a proposer may take: two deliveries, doubled with every view; in view 0 the other members'
         deadlines for commits may end a little later than ours."""
         return self._timing.delivery_seconds * float(2 << min(self.ballot.view, _BACKOFF_DOUBLINGS_MAX))
-
-    # --- small helpers -----------------------------------------------------------------------------------
 
     def _acceptable_cut(self) -> tuple[Digest, Cut] | None:
         """The cut of this view's proposer if all its commits are held; asks for what is missing otherwise."""

@@ -418,7 +418,8 @@ def _next_roster(header: Header, before: Before, missed_steps_max: int) -> Roste
         idle = index not in contributors or index in lazy or index in silent
         blamed = (index in lazy and not is_lame) or index in guilty
         strikes += 1 if blamed or index in indexes_of(header.excused) else 0
-        is_absent = is_lame or index in contributors or index not in indexes_of(header.heard)
+        is_heard = not is_lame and index not in contributors and index in indexes_of(header.heard)
+        is_absent = not is_heard or member.missed < min(2, missed_steps_max)
         counted.append(Member(member.peer, member.joined, member.missed + is_absent if idle else 0, strikes))
     gone = {*header.left, *banned}
     times = {rest.peer: rest.times for rest in before.roster.resting}

@@ -147,7 +147,7 @@ class Patient(Checker):
             return
         for peer in (peers[index] for index in withheld(header)):
             shown = self._shown.get((step, host.number, peer), now)
-            if peer != host.id and now - shown < 2 * self.CLOCK * bounds.delivery_seconds:
+            if peer != host.id and now - shown < 3 * self.CLOCK * bounds.delivery_seconds:
                 self.report(host, f"it voids step {step} without patience for peer {host.world.hosts[peer].number}")
 
     def _forget(self, step: int) -> None:

@@ -49,18 +49,18 @@ def test_the_bounds_hold_whatever_was_seen(arrivals: list[float]) -> None:
 def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float, delivery: float) -> None:
     waits = lay_out(now, Waits(transfer, transfer, delivery))
     assert now == waits.accepted < waits.pull < waits.parts < waits.aggregates < waits.reveals < waits.outcome
-    assert waits.outcome <= now + 2 * transfer + 8 * delivery + 1e-3
+    assert waits.outcome <= now + 2 * transfer + 9 * delivery + 1e-3
     assert waits.projections == waits.reveals
     checked = lay_out(now, Waits(transfer, transfer, delivery), is_checked=True)
     assert checked.reveals == waits.reveals < checked.projections < checked.outcome
-    assert checked.outcome <= now + 3 * transfer + 9 * delivery + 1e-3
+    assert checked.outcome <= now + 3 * transfer + 10 * delivery + 1e-3
 
 
 def test_a_proposer_is_given_as_long_again_and_a_view() -> None:
     """Whoever has all at once waits little for a header, whoever waited for the last thing as long as its proposer
     may, and in a later view no less than that view takes."""
     waits = lay_out(100.0, Waits(5.0, 5.0, 1.0))
-    assert waits.outcome == 118.0
+    assert waits.outcome == 119.0
     assert waits.give_up_at(100.5, 2.0) == 103.0
     assert waits.give_up_at(103.0, 2.0) == 108.0
     assert waits.give_up_at(114.0, 2.0) == waits.outcome

@@ -17,15 +17,15 @@ LONGEST = 2 * 10.0 + 8 * 2.0
 aggregates are given more, and one each for the reveal and its answer."""
 
 
-def test_a_shown_nonce_gives_one_delivery_to_hear_it_and_one_to_answer() -> None:
+def test_a_shown_nonce_gives_one_delivery_to_hear_it_one_to_wait_and_one_to_answer() -> None:
     grace = Grace(BOUNDS, 5.0)
     assert (grace.has_begun, grace.next_deadline()) == (False, None)
     grace.begin(7.0)
-    assert (grace.has_begun, grace.next_deadline()) == (True, 11.0)
-    grace.advance(10.9)
-    assert not grace.is_over(10.9)
-    grace.advance(11.0)
-    assert grace.is_over(11.0)
+    assert (grace.has_begun, grace.next_deadline()) == (True, 13.0)
+    grace.advance(12.9)
+    assert not grace.is_over(12.9)
+    grace.advance(13.0)
+    assert grace.is_over(13.0)
     assert (grace.has_begun, grace.next_deadline()) == (True, None)
 
 
@@ -51,14 +51,14 @@ def test_an_acceptance_begins_all_chances_anew() -> None:
     grace.begin(10.0)
     assert grace.last_call(10.0) == 16.0
     assert not grace.may_answer(10.0)
-    grace.advance(14.0)
-    assert grace.is_over(14.0)
-    assert grace.may_answer(14.0)
-    grace.on_cut(15.0)
+    grace.advance(16.0)
+    assert grace.is_over(16.0)
+    assert grace.may_answer(16.0)
+    grace.on_cut(17.0)
     assert not grace.has_begun
-    assert not grace.is_over(15.0)
-    assert not grace.may_answer(15.0)
-    assert grace.last_call(15.0) == 21.0
+    assert not grace.is_over(17.0)
+    assert not grace.may_answer(17.0)
+    assert grace.last_call(17.0) == 23.0
 
 
 def test_nothing_ends_before_its_time_however_often_time_goes_on() -> None:

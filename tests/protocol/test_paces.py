@@ -16,9 +16,10 @@ from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import AuditSection, DeadlineSection
 from crowdsurf.protocol.messages import Cut, Envelope, Kind, ViewChange
+from crowdsurf.protocol.roster import MISSED_STEPS_PATIENCE, withheld
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
-from tests.protocol.swarm import FakePeer, Swarm
+from tests.protocol.swarm import FakePeer, Swarm, name
 
 MOMENT = 0.003
 """Seconds; how exactly an attacker guesses what the others are about to do."""
@@ -99,7 +100,28 @@ def test_a_cut_that_leaves_out_all_but_the_fastest_costs_nobody_its_place(
     played = Hurried(count, seed, liars_seconds)
     played.run()
     assert played.honest_strikes() == [0] * len(played.honest)
-    assert [member.missed for member in played.honest[0].node.chain.head.roster.members] == [0] * count
+    members = played.honest[0].node.chain.head.roster.members
+    assert len(members) == count
+    assert max(member.missed for member in members) <= MISSED_STEPS_PATIENCE
+
+
+def test_liars_in_a_hurry_do_not_make_honest_proposers_hurry() -> None:
+    """Whoever is left out never commits, and liars and the fastest would be all that the others learn from."""
+    played = Hurried(9, 0, 0.01)
+    led: dict[int, bool] = {}
+    watched = played.honest[1]
+
+    def note(effect: effects.Effect) -> bool:
+        machine = watched.node.machine
+        if machine is not None:
+            led.setdefault(machine.facts.head.step, machine.proposer(0) in played.lying)
+        return True
+
+    watched.before_effect = note
+    played.run()
+    sizes = [len(story.contributors) for story in played.honest[0].stories if not led.get(story.step, True)]
+    assert sizes
+    assert min(sizes) > 2 * len(played.liars)
 
 
 # --- when a view is nearly over ------------------------------------------------------------------------------
@@ -285,3 +307,72 @@ def test_commits_that_are_just_too_late_again_and_again_are_waited_for_ever_less
     played.run()
     assert len(played.honest[0].node.chain.head.roster) == 5
     assert 2 <= waits <= 6
+
+
+# --- an answer that takes its time ---------------------------------------------------------------------------
+
+
+class SilentTowardsMost(Paced):
+    """In one step liars show their aggregates and nonces to one honest member alone, and call the others silent. What
+    these and that one tell each other takes nearly as long as it may."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed, steps=20)
+        self.first, self.step = self.honest[0], -1
+        self.others = {peer.id for peer in self.honest[1:]}
+        self.own: set[bytes] = set()
+        self._deliver = self.swarm.deliver
+        self.swarm.deliver = self.deliver  # type: ignore[method-assign]
+        self.swarm.deliver_blob = self.deliver_blob  # type: ignore[method-assign]
+        for peer in self.liars:
+            peer.before_effect = self.note_own
+
+    def note_own(self, effect: effects.Effect) -> bool:
+        if isinstance(effect, effects.AggregatePart):
+            self.own.add(name("aggregate", effect.inputs, effect.absent))
+        return True
+
+    def is_on(self, step: int) -> bool:
+        machine = self.first.node.machine
+        if self.step < 0 and step >= 4 and machine is not None and machine.facts.head.step == step:
+            self.step = step if machine.proposer(0) in self.lying else -1
+        return step == self.step
+
+    def deliver(self, sender: FakePeer, to: PeerId, event: events.Event) -> None:
+        said = event.envelope if isinstance(event, events.EnvelopeReceived) else None
+        if said is not None and self.is_on(said.step):
+            hidden = to in self.others and said.sender in self.lying and said.kind in (Kind.REVEAL, Kind.AGGREGATE)
+            unheard = to in self.lying and said.sender in self.others and said.kind == Kind.REVEAL
+            if (sender.id in self.lying and hidden) or unheard:
+                return None
+        if said is not None and not self.lying & {sender.id, to}:
+            return self.swarm.at(self.swarm.now + 0.45, lambda: self.swarm.peers[to].give(event))
+        return self._deliver(sender, to, event)
+
+    def deliver_blob(self, sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
+        def arrive() -> None:
+            self.swarm.peers[to].blobs.add(digest)
+            self.swarm.peers[to].give(events.BlobArrived(digest))
+
+        if not (self.step >= 0 and sender.id in self.lying and to in self.others and digest in self.own):
+            self.swarm.at(self.swarm.now + 2.0, arrive)
+
+    def corrupt(self, machine: StepMachine) -> None:
+        accepted = machine.accepted
+        if machine.facts.head.step == self.step and accepted is not None:
+            reveals = machine.transcript.reveals
+            accepted.reveals_lacking = lambda gone: (  # type: ignore[method-assign]
+                peer for peer in accepted.contributors if peer not in reveals and peer not in self.others
+            )
+            machine._grace.is_over = lambda now: True  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("count", "seed"), [(5, 1), (9, 0)])
+def test_an_answer_that_takes_three_deliveries_saves_a_member_its_place(count: int, seed: int) -> None:
+    played = SilentTowardsMost(count, seed)
+    chains = [peer.node.chain for peer in played.honest]
+    played.swarm.start()
+    assert played.swarm.run(lambda: played.step > 0 and all(one.head.step > played.step for one in chains), 600.0)
+    header = played.first.journal_certificates[played.step].header
+    assert not withheld(header)
+    assert len(played.honest_strikes()) == len(played.honest)

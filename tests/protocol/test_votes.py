@@ -293,7 +293,7 @@ def test_a_step_is_voided_for_a_nonce_nobody_showed_after_its_owner_had_a_last_c
     began = voter.now
     wanted = voter.wait(lambda: voter.machine.ballot.voted_view == 0)
     assert votes(wanted) == [(0, header_digest(without_nonce(SECOND)))]
-    assert voter.now == began + 2 * STEP.manifest.deadlines.delivery_seconds
+    assert voter.now == began + 3 * STEP.manifest.deadlines.delivery_seconds
 
 
 def test_a_nonce_that_is_opened_in_the_last_chance_saves_the_step() -> None:

@@ -175,7 +175,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (3, 19, 31), faults=ROUGH)
+@defect("stays_locked", (0, 11, 62), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -185,7 +185,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (17, 19, 68), faults=ROUGH)
+@defect("stays_locked", (63, 76, 93), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
@@ -260,7 +260,7 @@ def forgets_who_wants_to_join(patch: Patch) -> None:
     patch.setattr(Membership, "joins", lambda self, head: set())
 
 
-@defect("progress", (6, 9, 19), faults=CRASHY)
+@defect("progress", (10, 20, 23), faults=CRASHY)
 def never_changes_the_view(patch: Patch) -> None:
     """A proposer that is gone is waited for."""
     honest = StepMachine._trigger
@@ -312,7 +312,7 @@ def keeps_the_cut_to_itself(patch: Patch) -> None:
     patch.setattr(Proposals, "to_show", lambda self, name: [])
 
 
-@defect("no_honest_rest", (8, 22, 40), peers=9, steps=30, liar=WithholdCut, liars=4)
+@defect("no_honest_rest", (12, 13, 53), peers=9, steps=30, liar=WithholdCut, liars=4)
 def has_done_with_a_cut_too_soon(patch: Patch) -> None:
     """Whoever has asked for the next view takes no cut of this one, although the next is not open."""
 

@@ -20,11 +20,10 @@ from crowdsurf.protocol.sim import worker
 from crowdsurf.protocol.sim.adversaries import GradientAttack, LazyValidator, WithholdReveal
 from crowdsurf.protocol.sim.faults import Faults
 from crowdsurf.protocol.sim.worker import Worker
-from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.tribunal import Case, Tribunal
 from tests.simulation import liars_at_court as liars
 from tests.simulation.broken_facts import check_repaired
-from tests.simulation.defect import CRASHY, LOSSY, Patch, defect, nothing
+from tests.simulation.defect import CRASHY, LOSSY, Patch, defect
 
 replace = msgspec.structs.replace
 
@@ -138,12 +137,6 @@ def lets_the_banned_back(patch: Patch) -> None:
 
     patch.setattr(Node, "_on_envelope", on_envelope)
     patch.setattr(roster.Roster, "kept_out", lambda self, step: {r.peer for r in self.resting if r.until > step})
-
-
-@defect("no_honest_rest", (2, 94, 179), faults=Faults(latency_seconds_max=0.2), liar=liars.WithholdsFromOne, steps=10)
-def opens_its_nonce_alone(patch: Patch) -> None:
-    """Who still waits for parts does not open its nonce when others do."""
-    patch.setattr(StepMachine, "_reveal_with_others", nothing)
 
 
 @defect("patient", (50,), faults=LOSSY)

@@ -20,7 +20,7 @@ FAST = (
     "signs_anew_to_say_it_again",
     "keeps_half_the_evidence",
     "believes_any_proof",
-    "opens_its_nonce_alone",
+    "keeps_the_cut_to_itself",
     "has_no_patience",
     "confuses_slots",
     "half_is_a_quorum",

@@ -169,7 +169,7 @@ def voiding(host: Host, silent: Host) -> effects.PersistLock:
 
 
 @pytest.mark.parametrize(
-    ("shown", "waited", "expected"), [(True, 1.0, 0), (True, 0.5, 1), (False, 12.0, 1), (False, 14.0, 0)]
+    ("shown", "waited", "expected"), [(True, 1.5, 0), (True, 1.0, 1), (False, 12.0, 1), (False, 14.0, 0)]
 )
 def test_patient(
     running: Simulation, monkeypatch: pytest.MonkeyPatch, shown: bool, waited: float, expected: int
