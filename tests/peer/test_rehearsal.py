@@ -15,11 +15,14 @@ from crowdsurf.peer.compute.client import WorkResult
 from crowdsurf.peer.compute.segments import Segment
 from crowdsurf.peer.demo import Demo, DemoOptions, check_options, failed
 from crowdsurf.peer.journal import read_journal
+from crowdsurf.peer.keys import PeerKey, verify
+from crowdsurf.peer.launch import KEY_FILE, load_manifest
 from crowdsurf.peer.rehearsal import LiveBody, Rehearsal, parse_rehearsal
 from crowdsurf.protocol import effects, events
+from crowdsurf.protocol.chain import Chain
 from crowdsurf.protocol.errors import MisuseError
-from crowdsurf.protocol.ids import Digest, blob_digest
-from crowdsurf.protocol.messages import Certificate
+from crowdsurf.protocol.ids import Digest, PeerId, blob_digest
+from crowdsurf.protocol.messages import Certificate, indexes_of
 from crowdsurf.protocol.recovery import certificates_of
 from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sim.adversaries import Mind
@@ -141,10 +144,27 @@ def options(folder: Path, **changes: Any) -> DemoOptions:
     return DemoOptions(**values | {"task": str(config), "attack": "sign_flip"} | changes)
 
 
-def certificates(folder: Path) -> list[Certificate]:
-    """What the first peer, an honest one, holds certified."""
+def first_run(folder: Path) -> Path:
+    """The run folder of the first peer, an honest one."""
     (run,) = (folder / "peer-0" / "runs").iterdir()
-    return list(certificates_of(read_journal(run)))
+    return run
+
+
+def certificates(folder: Path) -> list[Certificate]:
+    """What the first peer holds certified."""
+    return list(certificates_of(read_journal(first_run(folder))))
+
+
+def worked(folder: Path) -> dict[PeerId, list[int]]:
+    """In which certified steps every peer contributed work of its own, and not what it found as validator."""
+    chain = Chain(load_manifest(first_run(folder)))
+    steps: dict[PeerId, list[int]] = {peer: [] for peer in chain.head.roster.peers}
+    for certificate in certificates(folder):
+        head, header = chain.head, certificate.header
+        for index in set(indexes_of(header.contributors)) - head.validators:
+            steps[head.roster.peers[index]].append(header.step)
+        chain.extend(certificate, verify)
+    return steps
 
 
 @pytest.mark.usefixtures("tidy")
@@ -204,11 +224,15 @@ async def test_liars_forge_from_the_step_they_are_told_and_know_each_other(
     assert failed(answer) is None
     assert all(not worker.forgeries and not worker.distortions for worker in workers[: PEERS - LIARS])
     honest = tuple(answer["state_digests"])
-    for liar in workers[PEERS - LIARS :]:
-        assert 1 <= len(liar.forgeries) <= STEPS - 2
+    steps = worked(tmp_path)
+    for number, liar in list(enumerate(workers))[PEERS - LIARS :]:
+        key = PeerKey.load_or_create(tmp_path / f"peer-{number}" / KEY_FILE)
+        assert sum(step >= 2 for step in steps[key.peer_id]) <= len(liar.forgeries) <= STEPS - 2
         for forgery in liar.forgeries:
             assert (forgery.attack, forgery.strength, forgery.byzantine) == ("rop", 5.0, LIARS)
             assert len(forgery.honest_seeds) == len(honest)
+    # One may have validated in both steps; not both of them.
+    assert any(liar.forgeries for liar in workers[PEERS - LIARS :])
     # They agree on their chance in every step; they need not forge in the same ones, because validators forge nothing.
     shared = {Mind("rop", 5.0).salt(step) for step in range(STEPS)}
     assert all(forgery.salt in shared for liar in workers[PEERS - LIARS :] for forgery in liar.forgeries)
