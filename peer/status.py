@@ -105,7 +105,7 @@ def _waiting_in_step(machine: StepMachine) -> str:
         return _names("aggregates of", [accepted.duties[part] for part in machine.aggregates_lacking()])
     if phase is Phase.REVEAL:
         return _names("nonces of", accepted.reveals_lacking(set()))
-    return f"{machine.quorum} votes for the outcome of …{short(machine.proposer(machine.ballot.view))}"
+    return f"{machine.facts.quorum} votes for the outcome of …{short(machine.proposer(machine.ballot.view))}"
 
 
 def _names(what: str, waited_for: Iterable[PeerId]) -> str:

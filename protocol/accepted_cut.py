@@ -19,7 +19,7 @@ from crowdsurf.protocol.effects import AggregatePart, CancelWork, Effect, Expect
 from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Accusation, Cut, Projection
-from crowdsurf.protocol.outcome import StepFacts, enough_for_an_honest_one_in, opened_beacon
+from crowdsurf.protocol.outcome import StepFacts, opened_beacon
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.tolerance import ACCUSING
 
@@ -125,7 +125,7 @@ class AcceptedCut:
     def begin_waits(self, now: float) -> None:
         """Lay out all waits, when it is accepted, and again when it is in a later view: others accept it only then, and
         who counted from the first time would do without what they have to say."""
-        named, enough = self._transfers_named, enough_for_an_honest_one_in(self._facts)
+        named, enough = self._transfers_named, self._facts.enough_for_an_honest_one
         waits = Waits(*self._timing.transfers(named, enough), self._timing.delivery_seconds)
         self.schedule = lay_out(now, waits, self._scrutiny is not None)
         self._gave_up = False
@@ -248,7 +248,7 @@ class AcceptedCut:
             self._beacon = opened_beacon(self._facts, self._transcript, self.cut)
         heard = len(self._transcript.reveals_of(self.name))
         if self._beacon is not None and heard > self._reveals_heard:  # a liar may sign more of them later
-            enough, self._reveals_heard = enough_for_an_honest_one_in(self._facts), heard
+            enough, self._reveals_heard = self._facts.enough_for_an_honest_one, heard
             named = (self._transcript.named_aggregate(self.name, part, enough) for part in range(len(self.duties)))
             self._fixed = {part: name for part, name in enumerate(named) if name is not None}
             self._unjudged = set(range(len(self.duties)))

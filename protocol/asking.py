@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from crowdsurf.protocol.assignment import part_bytes
 from crowdsurf.protocol.effects import Effect, ExpectAggregate, FetchBlob, SendWant
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.outcome import Missing, StepFacts, enough_for_an_honest_one_in
+from crowdsurf.protocol.outcome import Missing, StepFacts
 
 
 class Asking:
@@ -41,7 +41,7 @@ class Asking:
     def several_for_message(self, peers: list[PeerId], digest: Digest, now: float) -> list[Effect]:
         """Ask so many peers for a signed message that somebody honest is among them: its author, who has signed another
         one too, would send that."""
-        asked = peers[: enough_for_an_honest_one_in(self._facts)] if self._may_ask(digest, now) else []
+        asked = peers[: self._facts.enough_for_an_honest_one] if self._may_ask(digest, now) else []
         return [SendWant(peer, (digest,)) for peer in asked]
 
     def of_who_shows(self, peer: PeerId, shown: Digest, digests: list[Digest], now: float) -> list[Effect]:

@@ -30,7 +30,7 @@ from crowdsurf.protocol.messages import (
     payload_digest,
 )
 from crowdsurf.protocol.outcome import StepFacts
-from crowdsurf.protocol.roster import Roster, quorum_of
+from crowdsurf.protocol.roster import Roster
 from crowdsurf.protocol.scrutiny import has_all_lines
 from crowdsurf.protocol.transcript import Transcript
 
@@ -133,9 +133,8 @@ def check_cut(facts: StepFacts, cut: Cut) -> None:
         raise Refusal(Code.WRONG_CHAIN, "the cut builds on another header")
     if indexes != sorted(set(indexes)) or indexes[-1] >= len(facts.peers):
         raise Refusal(Code.BAD_PROPOSAL, "commits must come from distinct members, by rising index")
-    quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
-    if len(indexes) < quorum:
-        raise Refusal(Code.BAD_PROPOSAL, f"{len(indexes)} commits where {quorum} are needed")
+    if len(indexes) < facts.quorum:
+        raise Refusal(Code.BAD_PROPOSAL, f"{len(indexes)} commits where {facts.quorum} are needed")
 
 
 def check_aggregate(facts: StepFacts, transcript: Transcript, opened: Opened, aggregate: Aggregate) -> None:

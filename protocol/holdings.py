@@ -19,7 +19,6 @@ from crowdsurf.protocol.outcome import (
     Missing,
     StepFacts,
     build_header,
-    enough_for_an_honest_one_in,
     examine,
     heard_aggregates,
     objections,
@@ -129,4 +128,4 @@ class Holdings:
 
     def enough_reveals(self) -> bool:
         """Whether an honest member is among those that have opened their nonce."""
-        return len(self.transcript.reveals) >= enough_for_an_honest_one_in(self.facts)
+        return len(self.transcript.reveals) >= self.facts.enough_for_an_honest_one

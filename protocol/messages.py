@@ -107,7 +107,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Members that have said anything in the step before; empty if this contributor does not know. A proposer alone
     cannot make them absent."""
     transfer_seconds: float = 0.0
-    """How long this contributor would wait for a transfer. The median of a cut is what all go by."""
+    """How long this contributor would wait for a transfer, seconds. What is named in a cut has a say in how long its
+    members wait (SPEC R-4.30)."""
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

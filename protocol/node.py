@@ -267,7 +267,7 @@ class Node:
             self.auditor.on_conflict(conflict, self.chain.head)
             raise Refusal(Code.EQUIVOCATION, f"{Kind(envelope.kind).name.lower()} of step {envelope.step} signed twice")
         check_echo(opened, machine.proposer(envelope.view), self._verify)
-        check_lock(opened, self.chain.head.roster, machine.quorum, self._verify)
+        check_lock(opened, self.chain.head.roster, machine.facts.quorum, self._verify)
         machine.on_message(opened, now)
         machine.on_handed_on(source, opened, now)
         if envelope.kind == Kind.PROJECTION:

@@ -59,6 +59,16 @@ class StepFacts:
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
 
+    @property
+    def quorum(self) -> int:
+        """Members whose votes make a certificate, and without whose commits there is no cut."""
+        return quorum_of(len(self.peers), self.manifest.quorum)
+
+    @property
+    def enough_for_an_honest_one(self) -> int:
+        """So many members that somebody honest is among them, as long as a quorum is honest."""
+        return enough_for_an_honest_one(len(self.peers), self.quorum)
+
     @functools.cached_property
     def clipping(self) -> Clipping | None:
         """How aggregates are checked; None if they are not."""
@@ -163,7 +173,7 @@ def counting(
         names = [transcript.aggregates_said(cut_name, part, duties[part]) for part in parts]
         return [next(((name, b"") for name in said if name in blobs), nothing) for said in names]
     beacon, commits = opened_beacon(facts, transcript, cut), transcript.commits_in(cut, facts.peers)
-    enough, found = enough_for_an_honest_one_in(facts), []
+    enough, found = facts.enough_for_an_honest_one, []
     for part in parts:
         found.append(nothing)
         aggregator, name = duties[part], transcript.named_aggregate(cut_name, part, enough)
@@ -195,12 +205,6 @@ def heard_aggregates(facts: StepFacts, transcript: Transcript, cut_name: Digest)
     return names or (b"",) * len(facts.peers)
 
 
-def enough_for_an_honest_one_in(facts: StepFacts) -> int:
-    """So many members that somebody honest is among them, as long as a quorum is honest."""
-    size = len(facts.peers)
-    return enough_for_an_honest_one(size, quorum_of(size, facts.manifest.quorum))
-
-
 def is_objected(facts: StepFacts, transcript: Transcript, name: bytes, cut: Cut, aggregator: PeerId) -> bool:
     """Whether a contributor has said that what this aggregator published about it is false (SPEC R-5.5)."""
     contributors = {facts.peers[index] for index, _ in cut.commits}
@@ -222,7 +226,7 @@ def _is_ambiguous(transcript: Transcript, name: bytes, part: int, aggregator: Pe
 def objections(facts: StepFacts, transcript: Transcript, name: Digest) -> list[Opened]:
     """The messages that show why parts of a cut are disputed here: one objection to each aggregator, two aggregates
     that are the same bytes, and reveals of those that have named several aggregates of a part."""
-    found, cut, enough = transcript.objections(name), transcript.cut(name), enough_for_an_honest_one_in(facts)
+    found, cut, enough = transcript.objections(name), transcript.cut(name), facts.enough_for_an_honest_one
     for part, aggregator in enumerate(facts.duties(cut) if cut is not None else ()):
         named = {one: by for one, by in transcript.witnesses(name, part).items() if len(by) >= enough}
         for aggregate in named:
@@ -376,7 +380,7 @@ def _missing_proofs(
     messages: list[Digest] = []
     lacking: list[tuple[int, Digest]] = []
     unchecked = []
-    commits, enough = transcript.commits_in(cut, facts.peers), enough_for_an_honest_one_in(facts)
+    commits, enough = transcript.commits_in(cut, facts.peers), facts.enough_for_an_honest_one
     for part, aggregator in enumerate(facts.duties(cut)):
         name = header.parts[part]
         if not name:
@@ -430,7 +434,7 @@ def _missing_objected(
     if shown is None or not isinstance(shown.payload, Projection):
         return Missing((Digest(header.projections[part]),), ())
     name = Digest(shown.payload.aggregate)
-    if len(transcript.witnesses(header.cut, part).get(name, ())) < enough_for_an_honest_one_in(facts):
+    if len(transcript.witnesses(header.cut, part).get(name, ())) < facts.enough_for_an_honest_one:
         return Missing((Digest(header.cut),), ())
     lacks_message = transcript.aggregate_with(header.cut, part, aggregator, name) is None
     if lacks_message or name not in blobs:

@@ -57,7 +57,7 @@ from crowdsurf.protocol.messages import (
 )
 from crowdsurf.protocol.outcome import StepFacts
 from crowdsurf.protocol.proposals import Proposals
-from crowdsurf.protocol.roster import MISSED_STEPS_PATIENCE, quorum_of
+from crowdsurf.protocol.roster import MISSED_STEPS_PATIENCE
 from crowdsurf.protocol.step_table import Phase, Trigger, follow
 from crowdsurf.protocol.voice import Voice
 
@@ -71,24 +71,17 @@ class StepMachine:
     """A member's side of one step. Effects collect in `effects`; the node drains them."""
 
     def __init__(
-        self,
-        facts: StepFacts,
-        signer: Signer,
-        run_id: Digest,
-        elements: int,
-        timing: Timing,
-        now: float,
+        self, facts: StepFacts, signer: Signer, run_id: Digest, elements: int, timing: Timing, now: float
     ) -> None:
         self.facts = facts
         self.me = signer.peer_id
         self._voice = Voice(signer, run_id, facts.head)
         self._timing = timing
         timing.next_step(set(facts.peers))
-        self.quorum = quorum_of(len(facts.peers), facts.manifest.quorum)
         self.phase = Phase.WORK
         self.holdings = Holdings(facts, signer.peer_id)
         self.transcript, self._blobs = self.holdings.transcript, self.holdings.blobs
-        self.ballot = Ballot(facts.peers, self.quorum)
+        self.ballot = Ballot(facts.peers, facts.quorum)
         self._elements = elements
         head = facts.head
         self._proposers = [facts.peers[i] for i in assignment.proposers(head.beacon, head.roster, head.step)]
@@ -101,8 +94,10 @@ class StepMachine:
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self.heard, self._left_out = set[PeerId](), set[PeerId]()
-        """Who has said anything in this step; who was not left the time to commit."""
+        self.heard: set[PeerId] = set()
+        """Who has said anything in this step."""
+        self._left_out: set[PeerId] = set()
+        """Who was not left the time to commit."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
         self._proposals = Proposals(self.holdings, self.ballot, self.proposer, self._asking)
         self._pulled = self._work_failed = False
@@ -291,7 +286,7 @@ class StepMachine:
             self._left_out = set() if late else set(self.commits_lacking())
             self._timing.work.observe_lacking(len(self._left_out))
             return Trigger.CUT_ACCEPTED
-        enough = len(self.transcript.commits) >= self.quorum
+        enough = len(self.transcript.commits) >= self.facts.quorum
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
             if self._work_failed:
@@ -302,7 +297,7 @@ class StepMachine:
 
     def _give_up(self, now: float) -> Trigger | None:
         """Ask for the next view, unless that could not open yet, or this one has not."""
-        too_few = len(self.transcript.commits) < self.quorum and self.ballot.lock is None
+        too_few = len(self.transcript.commits) < self.facts.quorum and self.ballot.lock is None
         if too_few or not self.ballot.is_open:
             self._deadline = now + self._view_seconds()
             return None
@@ -441,7 +436,7 @@ class StepMachine:
             self._say(Kind.OUTCOME, view, b"", required)
             return
         cut = self.accepted.cut if self.accepted is not None else None
-        if cut is None and len(self.transcript.commits) >= self.quorum:
+        if cut is None and len(self.transcript.commits) >= self.facts.quorum:
             cut = self.holdings.whole_cut()
         if cut is not None:
             self._say(Kind.PROPOSAL, view, b"", cut)

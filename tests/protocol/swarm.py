@@ -296,15 +296,15 @@ class Swarm:
     def deliver_blob(self, sender: FakePeer, to: PeerId, digest: Digest, lossless: bool = False) -> None:
         if digest not in sender.blobs:
             self.violation("sending a blob that is not held")
-        receiver = self.peers.get(to)
-
-        def arrive() -> None:
-            if receiver is not None and receiver.alive:
-                receiver.blobs.add(digest)
-                receiver.give(events.BlobArrived(digest))
-
         if lossless or not self.loses(sender.id, to):
-            self.at(self.now + self.delay() * 2, arrive)
+            self.at(self.now + self.delay() * 2, lambda: self.arrive(to, digest))
+
+    def arrive(self, to: PeerId, digest: bytes) -> None:
+        """The bytes of a blob are there."""
+        receiver = self.peers.get(to)
+        if receiver is not None and receiver.alive:
+            receiver.blobs.add(digest)
+            receiver.give(events.BlobArrived(Digest(digest)))
 
     def kill(self, peer: FakePeer, noticed: bool = True) -> None:
         peer.alive = False

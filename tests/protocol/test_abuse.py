@@ -67,7 +67,7 @@ def name_few_others(liar: FakePeer, liars: set[PeerId], is_silent: bool = False)
     def few(machine: StepMachine) -> Cut:
         said, peers = machine.transcript.commits, machine.facts.peers
         order = sorted((peers[i] not in liars, i) for i in range(len(peers)) if peers[i] in said)
-        chosen = sorted(index for _, index in order[: machine.quorum])
+        chosen = sorted(index for _, index in order[: machine.facts.quorum])
         return Cut(machine.facts.head.previous, tuple((index, said[peers[index]].digest) for index in chosen))
 
     liar.give = changed  # type: ignore[method-assign]

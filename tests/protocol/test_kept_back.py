@@ -11,21 +11,18 @@ import pytest
 from crowdsurf.protocol import events, limits, wire
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Cut, Envelope, Kind, Reason
-from tests.protocol.swarm import FakePeer, Swarm
+from tests.protocol.lying_minority import LyingMinority
+from tests.protocol.swarm import FakePeer
 
 COUNT, STEPS = 9, 16
 
 
-class KeptBack:
+class KeptBack(LyingMinority):
     """Four liars of nine, and four honest members from whom they keep what decides who acts on a cut."""
 
     def __init__(self, seed: int, late_seconds: float = 0.0, kinds: tuple[Kind, ...] = (Kind.PROPOSAL,)) -> None:
-        self.swarm = Swarm(COUNT, seed=seed, steps=STEPS, audit=AuditSection(rate=0.0625))
-        peers = self.swarm.list
-        self.liars = [peers[(seed + 2 * number) % COUNT] for number in range((COUNT - 1) // 2)]
-        self.honest = [peer for peer in peers if peer not in self.liars]
+        super().__init__(COUNT, seed, STEPS)
         self.victims = {peer.id for peer in self.honest[1:]}
         self.late_seconds = late_seconds
         self.kinds = kinds
@@ -44,17 +41,6 @@ class KeptBack:
 
     def to_victim(self, sender: FakePeer, to: PeerId, said: Envelope) -> None:
         """Nothing."""
-
-    def run(self) -> None:
-        self.swarm.start()
-        heads = [peer.node.chain for peer in self.honest]
-        assert self.swarm.run(lambda: all(chain.head.step >= STEPS for chain in heads), 1000.0)
-        assert self.swarm.violations == []
-
-    def honest_strikes(self) -> list[int]:
-        """Of the honest ones that are members when all is over."""
-        roster = self.honest[0].node.chain.head.roster
-        return [member.strikes for member in roster.members if member.peer in {peer.id for peer in self.honest}]
 
 
 @pytest.mark.parametrize(("seed", "late_seconds"), [(0, 0.0), (1, 0.0), (0, 0.95), (1, 0.99)])
@@ -90,7 +76,7 @@ def test_who_proposes_two_cuts_is_banned_and_whoever_acted_on_one_of_them_is_bla
     bans = [ban for _, ban in played.honest[0].node.chain.bans]
     assert bans
     assert {ban.reason for ban in bans} == {Reason.EQUIVOCATION}
-    assert {ban.peer for ban in bans} <= {peer.id for peer in played.liars}
+    assert {ban.peer for ban in bans} <= played.lying
 
 
 class LateParts(KeptBack):
@@ -99,10 +85,10 @@ class LateParts(KeptBack):
 
     def __init__(self, seed: int, kinds: tuple[Kind, ...] = ()) -> None:
         super().__init__(seed, kinds=kinds)
-        deliver_blob, liars = self.swarm.deliver_blob, {peer.id for peer in self.liars}
+        deliver_blob = self.swarm.deliver_blob
 
         def late(sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
-            if lossless or sender.id not in liars or to not in self.victims:
+            if lossless or sender.id not in self.lying or to not in self.victims:
                 deliver_blob(sender, to, digest, lossless)
 
         self.swarm.deliver_blob = late  # type: ignore[method-assign]
@@ -120,11 +106,10 @@ class SlowAcross(LateParts):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, kinds=(Kind.PROPOSAL, Kind.COMMIT))
-        self.liar_ids = {peer.id for peer in self.liars}
 
     def deliver(self, sender: FakePeer, to: PeerId, event: events.Event) -> None:
         is_across = (sender.id in self.victims) != (to in self.victims)
-        if is_across and not self.liar_ids & {sender.id, to}:
+        if is_across and not self.lying & {sender.id, to}:
             return self.swarm.at(self.swarm.now + 0.45, lambda: self.swarm.peers[to].give(event))
         return super().deliver(sender, to, event)
 

@@ -17,7 +17,6 @@ from crowdsurf.protocol.outcome import (
     Missing,
     build_header,
     counting,
-    enough_for_an_honest_one_in,
     examine,
     heard_aggregates,
     objections,
@@ -267,7 +266,7 @@ def naming(members: set[int], other: bytes = b"") -> list[Opened]:
 
 
 def test_an_aggregate_counts_only_if_somebody_honest_had_heard_of_it() -> None:
-    assert enough_for_an_honest_one_in(STEP.facts) == 2
+    assert STEP.facts.enough_for_an_honest_one == 2
     few, enough = (heard(*naming(members), without=said(Kind.REVEAL)) for members in ({1}, {1, 3}))
     assert_does_not_count(few)
     assert judge(few).messages == (STEP.cut_name,)  # others may have heard more

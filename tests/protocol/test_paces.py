@@ -14,27 +14,23 @@ import pytest
 from crowdsurf.protocol import assignment, effects, events
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.ids import PeerId
-from crowdsurf.protocol.manifest import AuditSection, DeadlineSection
+from crowdsurf.protocol.manifest import DeadlineSection
 from crowdsurf.protocol.messages import Cut, Envelope, Kind, ViewChange
 from crowdsurf.protocol.roster import MISSED_STEPS_PATIENCE, withheld
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase
-from tests.protocol.swarm import FakePeer, Swarm, name
+from tests.protocol.lying_minority import LyingMinority
+from tests.protocol.swarm import FakePeer, name
 
 MOMENT = 0.003
 """Seconds; how exactly an attacker guesses what the others are about to do."""
 
 
-class Paced:
-    """A swarm with as many liars as there may be."""
+class Paced(LyingMinority):
+    """Its liars' machines may be changed, and it is noted what honest members do without."""
 
     def __init__(self, count: int, seed: int, steps: int, **changes: Any) -> None:
-        self.steps = steps
-        self.swarm = Swarm(count, seed=seed, steps=steps, audit=AuditSection(rate=0.0625), **changes)
-        peers = self.swarm.list
-        self.liars = [peers[(seed + 2 * number) % count] for number in range((count - 1) // 2)]
-        self.honest = [peer for peer in peers if peer not in self.liars]
-        self.lying = {peer.id for peer in self.liars}
+        super().__init__(count, seed, steps, **changes)
         self.missing: list[PeerId] = []
         """Honest contributors whose part an honest aggregator did without."""
         for peer in self.honest:
@@ -59,21 +55,6 @@ class Paced:
 
     def corrupt(self, machine: StepMachine) -> None:
         """What is different about it."""
-
-    def run(self) -> None:
-        self.swarm.start()
-        heads = [peer.node.chain for peer in self.honest]
-        assert self.swarm.run(lambda: all(chain.head.step >= self.steps for chain in heads), 2000.0)
-        assert self.swarm.violations == []
-
-    def honest_strikes(self) -> list[int]:
-        """Of the honest ones that are members when all is over."""
-        roster = self.honest[0].node.chain.head.roster
-        return [member.strikes for member in roster.members if member.peer not in self.lying]
-
-    def void_parts(self) -> int:
-        """How many parts counted for nothing."""
-        return sum(story.void_parts for story in self.honest[0].stories)
 
 
 # --- before the others are ready -----------------------------------------------------------------------------
@@ -209,11 +190,8 @@ class SlowTransfers(Paced):
         swarm = self.swarm
 
         def deliver_blob(sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
-            def arrive() -> None:
-                swarm.peers[to].blobs.add(digest)
-                swarm.peers[to].give(events.BlobArrived(digest))
-
-            swarm.at(swarm.now + self.transfer_seconds * (0.9 + 0.2 * swarm.random.random()), arrive)
+            takes_seconds = self.transfer_seconds * (0.9 + 0.2 * swarm.random.random())
+            swarm.at(swarm.now + takes_seconds, lambda: swarm.arrive(to, digest))
 
         swarm.deliver_blob = deliver_blob  # type: ignore[method-assign]
 
@@ -350,12 +328,8 @@ class SilentTowardsMost(Paced):
         return self._deliver(sender, to, event)
 
     def deliver_blob(self, sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
-        def arrive() -> None:
-            self.swarm.peers[to].blobs.add(digest)
-            self.swarm.peers[to].give(events.BlobArrived(digest))
-
         if not (self.step >= 0 and sender.id in self.lying and to in self.others and digest in self.own):
-            self.swarm.at(self.swarm.now + 2.0, arrive)
+            self.swarm.at(self.swarm.now + 2.0, lambda: self.swarm.arrive(to, digest))
 
     def corrupt(self, machine: StepMachine) -> None:
         accepted = machine.accepted

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from crowdsurf.protocol import catchup, chain, holdings, limits, node, step, transcript
+from crowdsurf.protocol import catchup, chain, holdings, limits, node, outcome, transcript
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
@@ -157,7 +157,7 @@ def does_not_verify(patch: Patch) -> None:
 @defect("quorum_signed one_outcome", (1, 3, 5), faults=CUT, peers=2)
 def half_is_a_quorum(patch: Patch) -> None:
     """A quorum is one vote short."""
-    for module in (chain, step):
+    for module in (chain, outcome):
         patch.setattr(module, "quorum_of", lambda size, rule: max(1, size // 2))
 
 
