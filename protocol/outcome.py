@@ -59,7 +59,7 @@ class StepFacts:
     def peers(self) -> tuple[PeerId, ...]:
         return self.head.roster.peers
 
-    @property
+    @functools.cached_property
     def quorum(self) -> int:
         """Members whose votes make a certificate, and without whose commits there is no cut."""
         return quorum_of(len(self.peers), self.manifest.quorum)

@@ -41,6 +41,8 @@ from tests.protocol.court import (
 )
 from tests.protocol.swarm import FakePeer, Swarm, verify_mac
 
+pytestmark = pytest.mark.slow
+
 STEP = 4
 
 

@@ -15,6 +15,8 @@ from crowdsurf.protocol.messages import Cut, Envelope, Kind, Reason
 from tests.protocol.lying_minority import LyingMinority
 from tests.protocol.swarm import FakePeer
 
+pytestmark = pytest.mark.slow
+
 COUNT, STEPS = 9, 16
 
 

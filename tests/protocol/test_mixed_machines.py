@@ -15,6 +15,8 @@ from crowdsurf.protocol.sim.host import Host, Observer
 from crowdsurf.protocol.sim.simulation import Plan, Report, Simulation
 from tests.simulation.mixed import BOUND, WRONG, Mixed, mixed_swarm
 
+pytestmark = pytest.mark.slow
+
 PEERS, LIARS, START, STEPS = 9, 4, 3, 45
 BANNED_FOR = {
     "sign_flip": {Reason.WRONG_GRADIENT},

@@ -22,6 +22,8 @@ from crowdsurf.protocol.step_table import Phase
 from tests.protocol.lying_minority import LyingMinority
 from tests.protocol.swarm import FakePeer, name
 
+pytestmark = pytest.mark.slow
+
 MOMENT = 0.003
 """Seconds; how exactly an attacker guesses what the others are about to do."""
 
