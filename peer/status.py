@@ -105,6 +105,9 @@ def _waiting_in_step(machine: StepMachine) -> str:
         return _names("aggregates of", [accepted.duties[part] for part in machine.aggregates_lacking()])
     if phase is Phase.REVEAL:
         return _names("nonces of", accepted.reveals_lacking(set()))
+    if phase is Phase.PROJECT:
+        lacking = list(accepted.projections_lacking(set()))
+        return _names("projections of", lacking) if lacking else "what it works out about the aggregates itself"
     return f"{machine.facts.quorum} votes for the outcome of …{short(machine.proposer(machine.ballot.view))}"
 
 

@@ -261,12 +261,12 @@ class AcceptedCut:
             return
         self.settles_at = None
         patience = self._timing.projections
-        patience.waited_in_vain(set(self._silent(gone)), len(self.contributors))
+        patience.waited_in_vain(set(self.projections_lacking(gone)), len(self.contributors))
         for part, aggregator in enumerate(self.duties):
             if self._transcript.projection(self.name, part, aggregator) is not None:
                 patience.came(aggregator)
 
-    def _silent(self, gone: set[PeerId]) -> Iterator[PeerId]:
+    def projections_lacking(self, gone: set[PeerId]) -> Iterator[PeerId]:
         """Aggregators whose projection is awaited."""
         skip = gone | self._timing.projections.spent()
         for part, name in self._fixed.items():
@@ -306,7 +306,7 @@ class AcceptedCut:
         for part, name in self._fixed.items():
             if name in self._blobs and not self._scrutiny.is_known(part, name, beacon):
                 return False
-        return next(self._silent(gone), None) is None
+        return next(self.projections_lacking(gone), None) is None
 
     def judge_again(self, part: int) -> None:
         """The aggregator of a part has published something else about it, too."""

@@ -25,7 +25,8 @@ class Phase(enum.Enum):
     REVEAL = "reveal"
     """Own nonce is open; collecting the others'."""
     PROJECT = "project"
-    """Kept for verification (projections, checks, accusations); passes at once until then."""
+    """Collecting what aggregators publish about their aggregates, and working out the own lines; passes at once where
+    aggregates are not checked."""
     SIGN = "sign"
     """Waiting for the outcome, then for a quorum of votes."""
     DONE = "done"

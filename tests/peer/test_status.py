@@ -13,6 +13,7 @@ from crowdsurf.peer.metrics import Metrics
 from crowdsurf.peer.status import snapshot, waiting_for
 from crowdsurf.protocol import events
 from crowdsurf.protocol.ids import Digest, peer_text, short
+from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.step_table import Phase
 from tests.protocol.swarm import Swarm
 
@@ -84,3 +85,19 @@ def test_a_worker_that_died_leaves_no_state(swarm: Swarm) -> None:
     assert (found["state_step"], found["phase"], found["waiting_for"]) == (None, "idle", "a state to start from")
     swarm.list[0].give(events.StateReady(0, Digest(bytes(32))))
     assert status(swarm)["state_step"] == 0
+
+
+def test_in_a_checked_run_it_says_whose_projections_are_lacking() -> None:
+    swarm = Swarm(5, steps=6, audit=AuditSection(rate=0.0625))
+    seen = set()
+
+    def look() -> bool:
+        found = status(swarm)
+        if found["phase"] == Phase.PROJECT.value:
+            seen.add(found["waiting_for"].split(" of ")[0])
+        return all(peer.finished for peer in swarm.list)
+
+    swarm.start()
+    assert swarm.run(look)
+    assert "projections" in seen
+    assert seen <= {"projections", "what it works out about the aggregates itself"}
