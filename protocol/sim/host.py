@@ -126,6 +126,8 @@ class Host:
         self.refused: list[effects.Refused] = []
         self.evidence: list[Evidence] = []
         self.stories: dict[int, effects.StepCertified] = {}
+        self._certified = 0
+        """How many certified steps its observers have seen."""
         self.crash_at_effect: int | None = None
         """Die before the so-manieth effect from now."""
         self.late_deadlines = 0
@@ -167,6 +169,9 @@ class Host:
         self._life += 1
         self.alive, self.crash_at_effect = False, None
         self.disk.crash(self.world.chance)
+        # What has reached the disk is certified, although it never came to say so: observers must know.
+        for certificate in self.disk.certificates[self._certified :]:
+            self.carry_out(effects.PersistCertificate(certificate))
 
     def leave(self, may_go: Callable[[Host], bool]) -> None:
         """Leave in order; who is not let go in time goes without a goodbye, as in the live peer, once `may_go` says
@@ -317,6 +322,9 @@ class Host:
     def _note_refusal(self, effect: effects.Refused) -> None:
         if len(self.refused) < 1000:
             self.refused.append(effect)
+
+    def _note_certified(self, effect: effects.PersistCertificate) -> None:
+        self._certified = effect.certificate.header.step + 1
 
     def _keep_evidence(self, effect: effects.PersistEvidence) -> None:
         self.evidence.append(effect.evidence)
@@ -493,6 +501,7 @@ _ACTIONS: dict[type, Callable[[Host, object], None]] = {
     effects.FetchBlob: Host._fetch_blob,  # type: ignore[dict-item]
     effects.RequestChain: Host._request_chain,  # type: ignore[dict-item]
     effects.RequestState: Host._request_state,  # type: ignore[dict-item]
+    effects.PersistCertificate: Host._note_certified,  # type: ignore[dict-item]
     effects.PersistEvidence: Host._keep_evidence,  # type: ignore[dict-item]
     effects.Finished: Host._finish,  # type: ignore[dict-item]
     effects.Refused: Host._note_refusal,  # type: ignore[dict-item]

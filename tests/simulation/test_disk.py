@@ -16,6 +16,7 @@ from crowdsurf.protocol.node import Node
 from crowdsurf.protocol.recovery import record_of
 from crowdsurf.protocol.sim import disk as disk_module
 from crowdsurf.protocol.sim.disk import Disk
+from crowdsurf.protocol.sim.host import Host, Observer
 from crowdsurf.protocol.sim.keys import SimulatedSigner
 from tests.simulation.runs import Setting, simulation
 
@@ -116,6 +117,30 @@ def test_a_restarted_node_accepts_whatever_a_crash_leaves(seed: int) -> None:
     made = node()
     made.restore(again.recovered())
     assert made.chain.head.step == len(disk.certificates) >= 3
+
+
+def test_observers_see_every_certificate_that_a_crash_leaves() -> None:
+    """Also one that was on the disk when the host died, before it had said so to anybody; one that is alone certifies
+    whatever it signs at once."""
+    made = simulation(Setting(peers=1, steps=200), 1)
+    seen: set[int] = set()
+
+    class Seeing(Observer):
+        sees_effects = (effects.PersistCertificate,)
+
+        def on_effect(self, host: Host, effect: effects.Effect) -> None:
+            assert isinstance(effect, effects.PersistCertificate)
+            seen.add(effect.certificate.header.step)
+
+    made.world.watch(Seeing())
+    (dying,) = made.hosts
+    dying.start()
+    for effect in range(60):
+        dying.crash_at_effect = effect
+        assert made.timeline.run(lambda: not dying.alive, 1000.0)
+        assert set(range(len(dying.disk.certificates))) <= seen
+        dying.start()
+    assert len(seen) > 5
 
 
 _RUN: list[tuple[Disk, Callable[[], Node]]] = []
