@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from crowdsurf.protocol.assignment import part_bytes
-from crowdsurf.protocol.effects import Effect, ExpectAggregate, FetchBlob, SendWant
+from crowdsurf.protocol.effects import Effect, ExpectAggregate, FetchBlob, RequestChain, SendWant
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.outcome import Missing, StepFacts
 
@@ -64,6 +64,13 @@ class Asking:
         parts = len(self._facts.peers)
         size = part_bytes(self._elements, parts, part)
         return ExpectAggregate(self._facts.head.step, part, parts, name, size, author)
+
+    def for_chain(self) -> list[Effect]:
+        """Ask what is certified, another member every time: the rest may be further, and whoever knew that this one
+        lags behind may have forgotten it in a restart."""
+        others = self.others()
+        self._turn += 1
+        return [RequestChain(others[self._turn % len(others)], self._facts.head.step)] if others else []
 
     def others(self, besides: PeerId | None = None) -> tuple[PeerId, ...]:
         """All members but this one, and one more."""

@@ -289,6 +289,7 @@ class StepMachine:
         enough = len(self.transcript.commits) >= self.facts.quorum
         if late and not enough:
             self._deadline = now + self._timing.work.bound_seconds()
+            self.effects += self._asking.for_chain()
             if self._work_failed:
                 self._compute_work()
         elif late:

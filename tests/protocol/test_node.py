@@ -390,6 +390,25 @@ def test_a_member_that_dropped_out_while_it_was_cut_off_hears_of_it_and_comes_ba
     assert apart.id in swarm.list[0].stories[-1].contributors
 
 
+def test_a_member_that_was_left_behind_and_forgotten_asks_for_the_chain() -> None:
+    """All others have restarted since it dropped out, and nobody remembers that it ever was a member."""
+    swarm = Swarm(4, steps=60)
+    apart = swarm.list[3]
+    cut_off = [False]
+    swarm.loses = lambda sender, receiver: cut_off[0] and apart.id in (sender, receiver)
+    swarm.start()
+    swarm.run(in_step(swarm, 3))
+    cut_off[0] = True
+    assert swarm.run(lambda: apart.id not in swarm.list[0].node.chain.head.roster.indexes)
+    assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 20)
+    for peer in swarm.list[:3]:
+        swarm.kill(peer)
+        peer.restart()
+    cut_off[0] = False
+    assert swarm.run_to_end()
+    assert_agreed(swarm, 60)
+
+
 @pytest.mark.parametrize("seed", [26, 119, 132, *range(5)])
 def test_random_crashes_restarts_and_losses(seed: int) -> None:
     """Five peers, one message in ten lost, six crashes with and without a loss of everything in memory."""
