@@ -15,7 +15,7 @@ from typing import NamedTuple
 from crowdsurf.protocol.assignment import part_bytes
 from crowdsurf.protocol.cases import objection_to
 from crowdsurf.protocol.deadlines import Timing
-from crowdsurf.protocol.effects import AggregatePart, CancelWork, Effect, ExpectPart, SendBlob
+from crowdsurf.protocol.effects import AggregatePart, CancelWork, Effect, ExpectPart, SendBlob, SendEnvelope
 from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Accusation, Cut, Projection
@@ -32,6 +32,8 @@ class Schedule:
     pull: float
     """When parts that were not pushed are asked for."""
     parts: float
+    first_parts: float
+    """The same for the first of those that a part is made of."""
     aggregates: float
     reveals: float
     projections: float
@@ -60,15 +62,16 @@ def lay_out(now: float, waits: Waits, is_checked: bool = False) -> Schedule:
     """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence twice
     the transfer time for aggregates; and it may have accepted the cut three deliveries later: one to be shown it, two
     to ask for a commit that was kept from it. Each later phase adds one delivery. Projections take work that grows with
-    the parts, as their transfer does."""
+    the parts, as their transfer does; whose are lacking after one delivery is told the beacon, which takes one more."""
     transfer, delivery = waits.aggregate, waits.delivery
     aggregates = now + 2 * transfer + 3 * delivery
     reveals = aggregates + delivery
-    projections = reveals + (transfer + delivery if is_checked else 0.0)
+    projections = reveals + (transfer + 3 * delivery if is_checked else 0.0)
     return Schedule(
         accepted=now,
         pull=now + waits.parts / 2,
         parts=now + waits.parts,
+        first_parts=now + transfer + 3 * delivery,
         aggregates=aggregates,
         reveals=reveals,
         projections=projections,
@@ -113,6 +116,8 @@ class AcceptedCut:
         """The aggregate of every part, if it was fixed before the beacon was known."""
         self.settles_at: float | None = None
         """Until when projections are waited for, counted from when the beacon was known; None if they are not."""
+        self.tells_at: float | None = None
+        """When those that have not published projections by then are told the beacon."""
         self._has_begun = False
         self._reveals_heard = 0
         self._looked_at: set[int] = set()
@@ -190,6 +195,12 @@ class AcceptedCut:
         skip = gone | self._timing.parts.spent()
         lacking = (item for item in reversed(items) if item.digest not in self._blobs and item.peer not in skip)
         return (item for item in lacking if item.part not in self.aggregating)
+
+    def has_nothing_for_a_part(self) -> bool:
+        """Whether nothing at all has come of what one of its own parts is made of: a validator has no part itself, and
+        others may have accepted the cut later (SPEC R-4.32)."""
+        has = {item.part for item in self.inputs if item.digest in self._blobs}
+        return any(item.part not in has for item in self.inputs)
 
     def give_up_aggregates(self, gone: set[PeerId]) -> None:
         """Those that are still awaited are awaited no more."""
@@ -282,11 +293,12 @@ class AcceptedCut:
             return [], []
         if not self._has_begun:
             self._has_begun, self.settles_at = True, now + self.schedule.projections - self.schedule.reveals
+            self.tells_at = now + self._timing.delivery_seconds
         objections = [
             found for part in sorted(self._unjudged) if (found := self._objection(part, scrutiny, beacon)) is not None
         ]
         step, fresh = self._facts.head.step, [b""] * len(self.duties)
-        effects: list[Effect] = []
+        effects = self._tell_the_beacon(now)
         for part, name in self._fixed.items():
             if name not in self._blobs or part in self._looked_at:
                 continue
@@ -297,6 +309,14 @@ class AcceptedCut:
                 commits = self._transcript.commits_in(self.cut, self._facts.peers)
                 effects += scrutiny.to_project(step, said, commits, beacon)
         return effects + scrutiny.to_check(step, fresh, beacon), objections
+
+    def _tell_the_beacon(self, now: float) -> list[Effect]:
+        """Show the nonces to those whose projections are lacking: they may have been opened to this member alone."""
+        if self.tells_at is None or now < self.tells_at:
+            return []
+        self.tells_at = None
+        to = tuple(sorted(set(self.projections_lacking(set())) - {self._me}))
+        return [SendEnvelope(to, said.envelope) for said in self._transcript.reveals_of(self.name) if to]
 
     def has_scrutinized(self, gone: set[PeerId]) -> bool:
         """Whether no projection, and nothing about an aggregate that is here, is awaited any more."""

@@ -44,7 +44,7 @@ class Asking:
         asked = peers[: self._facts.enough_for_an_honest_one] if self._may_ask(digest, now) else []
         return [SendWant(peer, (digest,)) for peer in asked]
 
-    def of_who_shows(self, peer: PeerId, shown: Digest, digests: list[Digest], now: float) -> list[Effect]:
+    def of_who_shows(self, peer: PeerId, shown: Digest, digests: list[Digest], now: float | None) -> list[Effect]:
         """Ask a member for what somebody's message names that it has handed on, though others were asked, too: once per
         message and member, so that to hand it on again costs nobody anything; nobody else is asked."""
         if not digests or peer not in self.others() or not self._may_ask(shown + peer, now):

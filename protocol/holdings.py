@@ -43,8 +43,8 @@ class Holdings:
         self.joins: set[PeerId] = set()
         self.leaves: set[PeerId] = set()
         """Who has asked to join, or to leave."""
-        self.heard_before: set[PeerId] = set()
-        """Who has said anything in the step before."""
+        self.heard_lately: set[PeerId] = set()
+        """Who has said anything since the step before began."""
         clipping = facts.clipping
         self.scrutiny = Scrutiny(clipping, facts.peers.index(me)) if clipping is not None else None
         """What it makes of aggregates; None where they are not checked."""
@@ -66,13 +66,13 @@ class Holdings:
             leaves=tuple(sorted(self.leaves))[: limits.JOINS_PER_COMMIT_MAX],
             finding=work.finding if isinstance(work, WorkRecomputed) else b"",
             norms=norms if self.scrutiny is not None else (),
-            heard=self._heard_before(),
+            heard=self._heard_lately(),
             transfer_seconds=transfer_seconds,
         )
 
-    def _heard_before(self) -> bytes:
+    def _heard_lately(self) -> bytes:
         peers = self.facts.peers
-        return bitmap_of([index for index, peer in enumerate(peers) if peer in self.heard_before], len(peers))
+        return bitmap_of([index for index, peer in enumerate(peers) if peer in self.heard_lately], len(peers))
 
     def whole_cut(self) -> Cut:
         """A cut of every commit that is here."""

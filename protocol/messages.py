@@ -104,8 +104,8 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     norms: Annotated[tuple[float, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
     """Length of every part of the gradient, where projections are checked: how long an aggregate may be."""
     heard: Bitmap = b""
-    """Members that have said anything in the step before; empty if this contributor does not know. A proposer alone
-    cannot make them absent."""
+    """Members that have said anything since the step before began; empty if this contributor does not know. A
+    proposer alone cannot make them absent."""
     transfer_seconds: float = 0.0
     """How long this contributor would wait for a transfer, seconds. What is named in a cut has a say in how long its
     members wait (SPEC R-4.30)."""
@@ -201,7 +201,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     projections: Annotated[tuple[OptionalDigest, ...], msgspec.Meta(max_length=limits.ROSTER_PEERS_MAX)] = ()
     """Payload digest of the projection of every part that counts, where they are checked; else nothing at all."""
     heard: Bitmap = b""
-    """Members that any commit of the cut says were heard in the step before."""
+    """Members that any commit of the cut says were heard lately."""
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

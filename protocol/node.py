@@ -32,6 +32,7 @@ from crowdsurf.protocol.effects import (
 from crowdsurf.protocol.envelope import Equivocation, Opened, Opener, Signer, Slot, Verify, open_envelope, seal
 from crowdsurf.protocol.errors import Code, Refusal, Severity, Unreadable
 from crowdsurf.protocol.events import Event
+from crowdsurf.protocol.hearing import Hearing
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.membership import Membership
@@ -91,8 +92,7 @@ class Node:
         self.auditor = Auditor(signer, self.chain.run_id, verify, manifest, self._timing.transfer.bound_seconds)
         self._leaving = self._asked_to_join = False
         self._leave_asked_step = 0
-        self._heard_before: set[PeerId] = set()
-        """Who has said anything in the step before."""
+        self._hearing = Hearing(self._timing.delivery_seconds)
         self._effects: list[Effect] = []
 
     # --- the whole interface -----------------------------------------------------------------------------
@@ -225,6 +225,8 @@ class Node:
             raise Unreadable(Code.WRONG_RUN, "the message belongs to another run")
         if {envelope.sender, source} & self.chain.head.roster.outlaws:
             raise Refusal(Code.BANNED, "it is banned from this run")
+        if source == envelope.sender and source in self.chain.head.roster.indexes:
+            self._hearing.note(source, now)
         if envelope.kind in (Kind.JOIN, Kind.LEAVE):
             self._on_membership(self._read(envelope), now)
             return
@@ -269,6 +271,7 @@ class Node:
         check_echo(opened, machine.proposer(envelope.view), self._verify)
         check_lock(opened, self.chain.head.roster, machine.facts.quorum, self._verify)
         machine.on_message(opened, now)
+        self._hearing.note(opened.sender, now)
         machine.on_handed_on(source, opened, now)
         if envelope.kind == Kind.PROJECTION:
             self.auditor.on_projection(opened, self.chain.head)
@@ -320,8 +323,6 @@ class Node:
         words = source, envelope.kind
         if self._is_known(source):
             if envelope.kind in LAST_WORDS and envelope.step == self._step - 1 and words not in self._late_words:
-                if envelope.sender == source:
-                    self._heard_before.add(source)
                 return self._late_words.add(words)
             self._help(source, envelope.step)
         raise Refusal(Code.STALE, f"step {envelope.step} is over")
@@ -397,7 +398,7 @@ class Node:
         if self.machine is not None:
             header = certificate.header
             self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
-        self._heard_before = self.machine.heard if self.machine is not None else set()
+            self.machine.on_overtaken(self.chain.head.previous, view)
         self._drop_machine()
         self._helped.clear()
         self._late_words.clear()
@@ -494,7 +495,7 @@ class Node:
         machine = StepMachine(facts, self._signer, self.chain.run_id, self._elements, self._timing, now)
         machine.gone = self._gone
         machine.holdings.joins, machine.holdings.leaves = self.membership.joins(head), self.membership.leaves(head)
-        machine.holdings.heard_before = self._heard_before
+        machine.holdings.heard_lately = self._hearing.next_step(facts.peers, now)
         self.machine = machine
         machine.holdings.convictions = self.auditor.convictions(head)
         self._announce_at = now if self._leaving else None

@@ -326,7 +326,7 @@ def examine(
     if header.excused != bitmap_of(excused(commits), len(facts.peers)):
         raise Refusal(Code.BAD_OUTCOME, "who could not validate does not follow from the commits")
     if header.heard != bitmap_of(heard(commits), len(facts.peers)):
-        raise Refusal(Code.BAD_OUTCOME, "who was heard in the step before does not follow from the commits")
+        raise Refusal(Code.BAD_OUTCOME, "who was heard lately does not follow from the commits")
     unproven = [Digest(ban.case) for ban in header.bans if convictions.get(ban.case) != ban]
     if unproven and not is_bound:
         return Missing(tuple(unproven), ())

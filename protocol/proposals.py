@@ -28,6 +28,8 @@ class Proposals:
         self._ballot = ballot
         self._proposer_of = proposer_of
         self._asking = asking
+        self._shown_by: dict[Digest, set[PeerId]] = {}
+        """Members other than their authors that have shown cuts."""
 
     def proposed(self, is_first: bool) -> Opened | None:
         """The cut of this view's proposer, if it was heard. While this member's view is not open others are in the one
@@ -45,15 +47,24 @@ class Proposals:
         return proposal.digest, proposal.payload
 
     def to_ask(self, proposal: Opened | None) -> list[Effect]:
-        """Ask the proposer for the commits that its cut names and that are not here."""
+        """Ask the proposer for the commits that its cut names and that are not here, and who has shown the cut before
+        it was this view's."""
         if proposal is None or not isinstance(proposal.payload, Cut):
             return []
-        return self._asking.for_messages(proposal.sender, self._missing(proposal.payload), None)
+        name, missing = proposal.digest, self._missing(proposal.payload)
+        effects = self._asking.for_messages(proposal.sender, missing, None)
+        for source in sorted(self._shown_by.get(name, ())) if missing else ():
+            effects += self._asking.of_who_shows(source, name, missing, None)
+        return effects
 
     def to_ask_of(self, source: PeerId, shown: Opened, is_first: bool, now: float) -> list[Effect]:
         """Ask a member that shows somebody else's cut, and so has all its commits: the proposer may have kept some from
         this one."""
-        if not isinstance(shown.payload, Cut) or source == shown.sender or self.proposed(is_first) is not shown:
+        if not isinstance(shown.payload, Cut) or source == shown.sender:
+            return []
+        if source in self._peers:
+            self._shown_by.setdefault(shown.digest, set()).add(source)
+        if self.proposed(is_first) is not shown:
             return []
         return self._asking.of_who_shows(source, shown.digest, self._missing(shown.payload), now)
 

@@ -94,8 +94,6 @@ class StepMachine:
         self.accepted: AcceptedCut | None = None
         """The cut this member acts on; kept across views."""
         self._cuts: dict[Digest, AcceptedCut] = {}
-        self.heard: set[PeerId] = set()
-        """Who has said anything in this step."""
         self._left_out: set[PeerId] = set()
         """Who was not left the time to commit."""
         self._asking = Asking(facts, self.me, elements, now, timing.delivery_seconds)
@@ -133,6 +131,12 @@ class StepMachine:
         """What this member's lock rests on; to be given back, as `heard`, to a machine that begins this step again."""
         return self._election.lock_grounds()
 
+    def on_overtaken(self, certified: Digest, view: int) -> None:
+        """Others have certified the step before this member could say anything: a prepare of the same header tells them
+        that it is there. It would lose its place otherwise (SPEC R-7.2)."""
+        if not self.transcript.own(self.me):
+            self._say(Kind.PREPARE, view, b"", Prepare(certified))
+
     def next_deadline(self) -> float | None:
         """When `advance` wants to be called again although nothing came."""
         if self.phase is Phase.DONE:
@@ -140,7 +144,7 @@ class StepMachine:
         accepted, grace = self.accepted, self._grace.next_deadline()
         times = [self._deadline, self._resend_at, grace, self.ballot.locks_heard_at, self._election.next_deadline()]
         if accepted is not None:
-            times.append(accepted.settles_at)
+            times += [accepted.settles_at, accepted.tells_at]
             times.append(accepted.schedule.pull if self.phase is Phase.EXCHANGE and not self._pulled else None)
         return min(time for time in times if time is not None)
 
@@ -249,7 +253,6 @@ class StepMachine:
     def on_message(self, opened: Opened, now: float) -> None:
         """Record a message whose sender, slot and signature the node has checked. Raises Refusal."""
         checks.check_message(self.facts, self.transcript, opened, self.proposer(opened.envelope.view))
-        self.heard.add(opened.sender)
         if isinstance(opened.payload, Commit):
             if opened.sender not in self._left_out:
                 self._timing.work.observe(now - self._began)
@@ -276,6 +279,8 @@ class StepMachine:
         if self.phase is Phase.PROJECT:
             return Trigger.CHECKS_DONE if late or accepted.has_scrutinized(self.gone) else None
         if self.phase is Phase.EXCHANGE:
+            if late and accepted.has_nothing_for_a_part() and now < accepted.schedule.first_parts:
+                self._deadline, late = accepted.schedule.first_parts, False
             return Trigger.PARTS_IN if late or next(self.parts_lacking(), None) is None else None
         if self.phase is Phase.AGGREGATE:
             return Trigger.AGGREGATES_IN if late or next(self.aggregates_lacking(), None) is None else None
@@ -315,7 +320,7 @@ class StepMachine:
     def commits_lacking(self) -> Iterator[PeerId]:
         """Members that are waited for and have not committed: also those that were there, but in no cut, lately."""
         here = self.transcript.commits.keys() | self.gone | (self._timing.spent_on_commits() - {self.me})
-        lately = self.holdings.heard_before.union(self.awaited())
+        lately = self.holdings.heard_lately.union(self.awaited())
         return (peer for peer in self.facts.peers if peer in lately and peer not in here)
 
     def awaited(self) -> Iterator[PeerId]:
@@ -337,9 +342,8 @@ class StepMachine:
         if target is Phase.PROPOSE:
             self._deadline = now + self._view_seconds()
         elif target is Phase.SIGN and self.accepted is not None:
-            self._deadline = self.accepted.schedule.give_up_at(
-                now, self._view_seconds() + self._timing.delivery_seconds
-            )
+            longer = self._view_seconds() + self._timing.delivery_seconds
+            self._deadline = self.accepted.schedule.give_up_at(now, longer)
         elif target is Phase.EXCHANGE:
             self._enter_exchange(now)
         elif target is Phase.AGGREGATE and self.accepted is not None:

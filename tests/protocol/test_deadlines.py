@@ -53,7 +53,7 @@ def test_the_waits_of_a_cut_come_one_after_the_other(now: float, transfer: float
     assert waits.projections == waits.reveals
     checked = lay_out(now, Waits(transfer, transfer, delivery), is_checked=True)
     assert checked.reveals == waits.reveals < checked.projections < checked.outcome
-    assert checked.outcome <= now + 3 * transfer + 10 * delivery + 1e-3
+    assert checked.outcome <= now + 3 * transfer + 12 * delivery + 1e-3
 
 
 def test_a_proposer_is_given_as_long_again_and_a_view() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from crowdsurf.protocol import catchup, chain, holdings, limits, node, outcome, transcript
+from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.catchup import CatchUp
 from crowdsurf.protocol.chain import Chain
@@ -175,7 +176,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (0, 11, 62), faults=ROUGH)
+@defect("stays_locked", (32, 40, 52), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 
@@ -185,7 +186,7 @@ def never_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "lock_on", lock_on)
 
 
-@defect("stays_locked", (63, 76, 93), faults=ROUGH)
+@defect("stays_locked", (70, 77, 122), faults=ROUGH)
 def ignores_locks(patch: Patch) -> None:
     """A new proposer starts afresh, and everybody votes for what it says."""
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
@@ -251,6 +252,7 @@ def says_everything_once(patch: Patch) -> None:
 def never_asks_for_the_chain(patch: Patch) -> None:
     """A peer that fell behind does not ask what it missed."""
     patch.setattr(Node, "_ask_for_chain", nothing)
+    patch.setattr(Asking, "for_chain", lambda self: [])
     patch.setattr(Node, "_help", nothing)
 
 
@@ -312,7 +314,7 @@ def keeps_the_cut_to_itself(patch: Patch) -> None:
     patch.setattr(Proposals, "to_show", lambda self, name: [])
 
 
-@defect("no_honest_rest", (12, 13, 53), peers=9, steps=30, liar=WithholdCut, liars=4)
+@defect("no_honest_rest", (7, 8, 28), peers=9, steps=30, liar=WithholdCut, liars=4)
 def has_done_with_a_cut_too_soon(patch: Patch) -> None:
     """Whoever has asked for the next view takes no cut of this one, although the next is not open."""
 

@@ -37,7 +37,7 @@ def believes_the_accuser(patch: Patch) -> None:
     patch.setattr(tribunal, "guilty_of", lambda accusation, *_: accusation.accused)
 
 
-@defect("no_honest_ban header_follows evidence_holds", (2, 5, 9), liar=liars.AccusesAndJudges, peers=3, steps=16)
+@defect("no_honest_ban header_follows evidence_holds", (1, 3, 4), liar=liars.AccusesAndJudges, peers=3, steps=16)
 def one_verdict_is_missing(patch: Patch) -> None:
     """A ban takes one verdict less than a quorum."""
     honest = Case.convicted
@@ -90,7 +90,7 @@ def compares_with_the_newest_work(patch: Patch) -> None:
 # --- void steps, strikes and rests ---------------------------------------------------------------------------
 
 
-@defect("header_follows", (6, 10, 21), liar=liars.CountsAVoidStep, steps=12)
+@defect("header_follows", liar=liars.CountsAVoidStep, steps=12)
 def counts_a_void_step(patch: Patch) -> None:
     """Aggregates count although a nonce was withheld."""
 
@@ -139,7 +139,7 @@ def lets_the_banned_back(patch: Patch) -> None:
     patch.setattr(roster.Roster, "kept_out", lambda self, step: {r.peer for r in self.resting if r.until > step})
 
 
-@defect("patient", (50,), faults=LOSSY)
+@defect("patient", (4,), faults=LOSSY)
 def has_no_patience(patch: Patch) -> None:
     """A step is voided at once for those that have not opened their nonce."""
     patch.setattr(Grace, "is_over", lambda self, now: True)

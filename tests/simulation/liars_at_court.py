@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from crowdsurf.protocol import assignment, events
+from crowdsurf.protocol.accepted_cut import AcceptedCut
 from crowdsurf.protocol.cases import case_name, subject_of
 from crowdsurf.protocol.effects import Effect, SendEnvelope
 from crowdsurf.protocol.envelope import Slot, seal
@@ -102,6 +103,11 @@ class CountsAVoidStep(LyingProposer):
     def send(self, host: Body, effect: Effect) -> Iterable[Effect]:
         head = host.node.chain.head
         is_proposer = assignment.proposers(head.beacon, head.roster, head.step)[0] == head.roster.indexes.get(host.id)
+        machine = host.node.machine
+        if machine is not None and machine.accepted is not None and is_proposer:
+            # The others cannot publish projections, so it waits for none of theirs.
+            accepted, others = machine.accepted, set(head.roster.peers) - {host.id}
+            accepted.has_scrutinized = lambda gone: AcceptedCut.has_scrutinized(accepted, others)  # type: ignore[method-assign]
         if isinstance(effect, SendEnvelope) and effect.envelope.kind == Kind.REVEAL and is_proposer:
             return () if effect.envelope.sender == host.id else (effect,)
         return super().send(host, effect)

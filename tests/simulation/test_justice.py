@@ -43,7 +43,7 @@ LONG = START + theory.percentile(theory.ban_times(PEERS, BYZANTINE, 1, idle_vali
 FAST = {
     "sign_flip": (2, 34),
     "equivocate": (0, 8),
-    "lazy_validator": (1, 32),
+    "lazy_validator": (2, 32),
     "false_accusation": (0, 10),
     "wrong_aggregate": (0, 6),
     "wrong_projection": (0, 8),
