@@ -46,6 +46,7 @@ from crowdsurf.protocol.roster import (
     Member,
     Resting,
     Roster,
+    quorum_of,
 )
 from crowdsurf.protocol.sim.checker import Checker, name_of_header
 from crowdsurf.protocol.sim.host import Host
@@ -282,7 +283,8 @@ class HeaderFollows(Checker):
             "lets go somebody who never said goodbye": any(
                 (Kind.LEAVE, peer) not in self._asked for peer in header.left
             ),
-            "bans somebody without evidence": any(not self._convicts(host, ban, before) for ban in header.bans),
+            "bans somebody without evidence": not _liars_decide(host, before)
+            and any(not self._convicts(host, ban, before) for ban in header.bans),
         }
 
     def _convicts(self, host: Host, ban: Ban, before: Before) -> bool:
@@ -305,6 +307,14 @@ class HeaderFollows(Checker):
             if not is_anonymous and ban.reason == reasons.get(ban.peer) and 2 * len(found) > len(members):
                 return True
         return False
+
+
+def _liars_decide(host: Host, before: Before) -> bool:
+    """Whether faults have cost so many honest members their place that liars are a quorum of those that are left: they
+    certify what they like then, and whom they ban they know themselves why."""
+    liars = {other.id for other in host.world.hosts.values() if not other.honest}
+    members = {member.peer for member in before.members}
+    return len(members & liars) >= quorum_of(len(members), host.node.manifest.quorum)
 
 
 def _named_by_most(lists: list[tuple[bytes, ...]], eligible: set[bytes]) -> tuple[bytes, ...]:

@@ -13,11 +13,13 @@ from crowdsurf.protocol import effects, events, limits, transcript
 from crowdsurf.protocol.envelope import Equivocation, Slot, seal
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.messages import (
+    Ban,
     Header,
     Join,
     Kind,
     Leave,
     Prepare,
+    Reason,
     Reveal,
     ViewChange,
     Vote,
@@ -486,6 +488,20 @@ FALSE_HEADERS: dict[str, Callable[[Header], Header]] = {
 @pytest.mark.parametrize("text", FALSE_HEADERS)
 def test_a_false_header_does_not_follow(history: tuple[Simulation, Recorder], text: str) -> None:
     assert any(text in said for said in follow(history, FALSE_HEADERS[text]))
+
+
+@pytest.mark.parametrize("liars", [0, 1, 2])
+def test_a_ban_without_evidence_is_nobodys_fault_where_liars_decide(
+    history: tuple[Simulation, Recorder], liars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faults have cost honest members their place: two of three certify what they like."""
+    honest = next(host for host, effect in certificates(history) if effect.certificate.header.step == 1)
+    others = [host for host in history[0].hosts if host is not honest]
+    for host in others[:liars]:
+        monkeypatch.setattr(host, "adversary", object())
+    ban = Ban(others[0].id, Reason.WRONG_GRADIENT, 0, A)
+    said = follow(history, lambda header: replace(header, bans=(ban,)))
+    assert any("bans somebody without evidence" in text for text in said) == (liars < 2)
 
 
 @pytest.mark.parametrize("wrong", [Kind.COMMIT, Kind.AGGREGATE, Kind.PROPOSAL])
