@@ -20,6 +20,7 @@ from crowdsurf.protocol.holdings import Holdings
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.messages import Accusation, Cut, Projection
 from crowdsurf.protocol.outcome import StepFacts, opened_beacon
+from crowdsurf.protocol.roster import enough_to_be_named
 from crowdsurf.protocol.scrutiny import Scrutiny
 from crowdsurf.protocol.tolerance import ACCUSING
 
@@ -60,11 +61,12 @@ class Waits(NamedTuple):
 
 def lay_out(now: float, waits: Waits, is_checked: bool = False) -> Schedule:
     """The waits of a cut accepted now. An aggregator may take the whole wait for parts before it starts, hence twice
-    the transfer time for aggregates; and it may have accepted the cut three deliveries later: one to be shown it, two
-    to ask for a commit that was kept from it. Each later phase adds one delivery. Projections take work that grows with
-    the parts, as their transfer does; whose are lacking after one delivery is told the beacon, which takes one more."""
+    the transfer time for aggregates, whose announcement takes a delivery; and it may have accepted the cut three
+    deliveries later: one to be shown it, two to ask for a commit that was kept from it. Each later phase adds one
+    delivery. Projections take work that grows with the parts, as their transfer does; whose are lacking after one
+    delivery is told the beacon, which takes one more."""
     transfer, delivery = waits.aggregate, waits.delivery
-    aggregates = now + 2 * transfer + 3 * delivery
+    aggregates = now + transfer + max(transfer, delivery) + 3 * delivery
     reveals = aggregates + delivery
     projections = reveals + (transfer + 3 * delivery if is_checked else 0.0)
     return Schedule(
@@ -202,9 +204,20 @@ class AcceptedCut:
         has = {item.part for item in self.inputs if item.digest in self._blobs}
         return any(item.part not in has for item in self.inputs)
 
+    def parts_deadline(self) -> float:
+        """Until when parts are waited for, as things are."""
+        return self.schedule.first_parts if self.has_nothing_for_a_part() else self.schedule.parts
+
+    def has_parts(self, gone: set[PeerId]) -> bool:
+        """Whether no part is waited for any more."""
+        return not self.has_nothing_for_a_part() and next(self.parts_lacking(gone), None) is None
+
     def give_up_aggregates(self, gone: set[PeerId]) -> None:
         """Those that are still awaited are awaited no more."""
         lacking = {self.duties[part] for part in self.aggregates_lacking(gone)}
+        if len(self.contributors) < enough_to_be_named(len(self._facts.peers)):
+            # Whose proposer left out whoever it liked; it may have left a validator nobody's parts.
+            lacking -= {self._facts.peers[index] for index in self._facts.head.validators}
         self._timing.aggregates.waited_in_vain(lacking, len(self.contributors))
         self._gave_up = True
 
@@ -315,7 +328,10 @@ class AcceptedCut:
         if self.tells_at is None or now < self.tells_at:
             return []
         self.tells_at = None
-        to = tuple(sorted(set(self.projections_lacking(set())) - {self._me}))
+        lacking = (
+            part for part in self._fixed if not self._transcript.projections_said(self.name, part, self.duties[part])
+        )
+        to = tuple(sorted({self.duties[part] for part in lacking} - {self._me}))
         return [SendEnvelope(to, said.envelope) for said in self._transcript.reveals_of(self.name) if to]
 
     def has_scrutinized(self, gone: set[PeerId]) -> bool:

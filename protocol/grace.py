@@ -26,9 +26,10 @@ class Grace:
     @property
     def _after_cut(self) -> float:
         """Nobody honest is heard to open its nonce later than this after this member has accepted a cut: it accepts the
-        cut three deliveries later at most, waits for parts, aggregates and three deliveries more; its nonce takes one,
-        and one more if it answers to those of others."""
-        return 2 * self._bounds.transfer_seconds_max + 8 * self._bounds.delivery_seconds
+        cut three deliveries later at most, waits for parts, aggregates (a delivery at least, `lay_out`) and three
+        deliveries more; its nonce takes one, and one more if it answers to those of others."""
+        transfer, delivery = self._bounds.transfer_seconds_max, self._bounds.delivery_seconds
+        return transfer + max(transfer, delivery) + 8 * delivery
 
     @property
     def has_begun(self) -> bool:

@@ -27,7 +27,6 @@ from crowdsurf.protocol.effects import (
     RosterChanged,
     SendCertificates,
     SendEnvelope,
-    StepCertified,
 )
 from crowdsurf.protocol.envelope import Equivocation, Opened, Opener, Signer, Slot, Verify, open_envelope, seal
 from crowdsurf.protocol.errors import Code, Refusal, Severity, Unreadable
@@ -43,11 +42,9 @@ from crowdsurf.protocol.messages import (
     Kind,
     Leave,
     Payload,
-    indexes_of,
 )
-from crowdsurf.protocol.outcome import StepFacts
+from crowdsurf.protocol.outcome import StepFacts, story_of
 from crowdsurf.protocol.recovery import Recovered
-from crowdsurf.protocol.roster import withheld
 from crowdsurf.protocol.sightings import check_echo
 from crowdsurf.protocol.step import StepMachine
 
@@ -138,7 +135,7 @@ class Node:
         if isinstance(event, events.EnvelopeReceived):
             self._guard(event.source, lambda: self._on_envelope(event.source, event.envelope, now))
         elif isinstance(event, events.CertificateReceived):
-            self._guard(event.source, lambda: self._on_certificates(event.source, (event.certificate,), now))
+            self._guard(event.source, lambda: self._on_shown_certificate(event.source, event.certificate, now))
         elif isinstance(event, events.ChainReceived):
             self._chain_asked_until = None
             self._ahead.pop(event.source, None)
@@ -347,6 +344,18 @@ class Node:
 
     # --- the chain ---------------------------------------------------------------------------------------
 
+    def _on_shown_certificate(self, source: PeerId, certificate: Certificate, now: float) -> None:
+        """A step is over. Who has no state yet to take part with is in nobody's transcript: it hands the certificate
+        back to those that signed it, so that they hear of it and it keeps its place (SPEC R-7.2)."""
+        roster, step, is_silent = self.chain.head.roster, self._step, self.machine is None and self.is_member
+        if source in roster.indexes:
+            self._hearing.note(source, now)
+        self._on_certificates(source, (certificate,), now)
+        voters = tuple(roster.peers[index] for index, _, _ in certificate.votes) if self._step > step else ()
+        others = tuple(peer for peer in voters if peer != self.me)
+        if is_silent and others:
+            self._effects.append(SendCertificates(others, (certificate,)))
+
     def _on_certificates(self, source: PeerId, certificates: tuple[Certificate, ...], now: float) -> None:
         for certificate in certificates:
             if certificate.header.step < self._step:
@@ -394,7 +403,7 @@ class Node:
         self.auditor.on_certified(head, certificate, self.chain.head, transcript)
         self._effects += self.auditor.take_effects()
         self._pass_on(certificate, voters)
-        self._effects.append(self._story(certificate, head.roster.peers, view))
+        self._effects.append(story_of(certificate, head.roster.peers, view, self.chain.head.roster.peers, transcript))
         if self.machine is not None:
             header = certificate.header
             self.catch_up.hold({name for name in header.parts if name in self.machine.holdings.blobs})
@@ -429,25 +438,6 @@ class Node:
         if banned:
             # Nobody answers it any more: what it needs to learn of its ban goes now.
             self._effects.append(SendCertificates(banned, self.catch_up.since(max(0, header.step - limits.CASE_STEPS))))
-
-    def _story(self, certificate: Certificate, peers: tuple[PeerId, ...], view: int) -> StepCertified:
-        header = certificate.header
-        contributors = tuple(peers[index] for index in indexes_of(header.contributors))
-        transcript = self.machine.transcript if self.machine is not None else None
-        commits = [transcript.commit_of(peer) for peer in contributors] if transcript is not None else []
-        losses = [commit.loss for commit in commits if commit is not None]
-        return StepCertified(
-            step=header.step,
-            contributors=contributors,
-            void_parts=sum(1 for name in header.parts if not name),
-            view=view,
-            mean_loss=sum(losses) / len(losses) if losses else None,
-            joined=tuple(PeerId(peer) for peer in header.joined),
-            left=tuple(PeerId(peer) for peer in header.left),
-            roster=self.chain.head.roster.peers,
-            banned=header.bans,
-            is_void=bool(withheld(header)),
-        )
 
     # --- progress ----------------------------------------------------------------------------------------
 

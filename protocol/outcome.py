@@ -17,11 +17,23 @@ import msgspec
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.beacon import next_beacon, nonce_digest
 from crowdsurf.protocol.chain import Head, check_header, following_roster
+from crowdsurf.protocol.effects import StepCertified
 from crowdsurf.protocol.envelope import Opened
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.ids import Digest, PeerId
 from crowdsurf.protocol.manifest import Manifest
-from crowdsurf.protocol.messages import Aggregate, Ban, Commit, Cut, Header, Projection, Reveal, bitmap_of, indexes_of
+from crowdsurf.protocol.messages import (
+    Aggregate,
+    Ban,
+    Certificate,
+    Commit,
+    Cut,
+    Header,
+    Projection,
+    Reveal,
+    bitmap_of,
+    indexes_of,
+)
 from crowdsurf.protocol.projection import Clipping, clipping_of
 from crowdsurf.protocol.roster import admitted, enough_for_an_honest_one, quorum_of, withheld
 from crowdsurf.protocol.scrutiny import ACCEPTING, FOLLOWING, INCLUDING, INSISTING, Scrutiny
@@ -500,3 +512,29 @@ def overlooked(
         if not header.nonces[index] and _opened_nonce(facts, transcript, commits, index):
             dropped.append((facts.peers[index], "reveal"))
     return dropped
+
+
+def story_of(
+    certificate: Certificate,
+    peers: tuple[PeerId, ...],
+    view: int,
+    roster: tuple[PeerId, ...],
+    transcript: Transcript | None,
+) -> StepCertified:
+    """What people are told about a certified step; `peers` were its members, `roster` are those of the next."""
+    header = certificate.header
+    contributors = tuple(peers[index] for index in indexes_of(header.contributors))
+    commits = [transcript.commit_of(peer) for peer in contributors] if transcript is not None else []
+    losses = [commit.loss for commit in commits if commit is not None]
+    return StepCertified(
+        step=header.step,
+        contributors=contributors,
+        void_parts=sum(1 for name in header.parts if not name),
+        view=view,
+        mean_loss=sum(losses) / len(losses) if losses else None,
+        joined=tuple(PeerId(peer) for peer in header.joined),
+        left=tuple(PeerId(peer) for peer in header.left),
+        roster=roster,
+        banned=header.bans,
+        is_void=bool(withheld(header)),
+    )

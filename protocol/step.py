@@ -279,9 +279,8 @@ class StepMachine:
         if self.phase is Phase.PROJECT:
             return Trigger.CHECKS_DONE if late or accepted.has_scrutinized(self.gone) else None
         if self.phase is Phase.EXCHANGE:
-            if late and accepted.has_nothing_for_a_part() and now < accepted.schedule.first_parts:
-                self._deadline, late = accepted.schedule.first_parts, False
-            return Trigger.PARTS_IN if late or next(self.parts_lacking(), None) is None else None
+            self._deadline = accepted.parts_deadline()
+            return Trigger.PARTS_IN if now >= self._deadline or accepted.has_parts(self.gone) else None
         if self.phase is Phase.AGGREGATE:
             return Trigger.AGGREGATES_IN if late or next(self.aggregates_lacking(), None) is None else None
         return Trigger.REVEALS_IN if late or next(accepted.reveals_lacking(self.gone), None) is None else None

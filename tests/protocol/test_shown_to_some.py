@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from crowdsurf.protocol import events
+from crowdsurf.protocol import effects, events
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.manifest import DeadlineSection
 from crowdsurf.protocol.messages import Cut, Kind
 from crowdsurf.protocol.step import StepMachine
 from tests.protocol.lying_minority import LyingMinority
-from tests.protocol.swarm import FakePeer
+from tests.protocol.swarm import FakePeer, name
 
 pytestmark = pytest.mark.slow
 
@@ -229,5 +229,98 @@ def test_a_validator_waits_for_the_first_of_what_it_is_to_aggregate(
     count: int, seed: int, honest_seconds: float
 ) -> None:
     played = NothingForAValidator(count, seed, 60, honest_seconds, 0.005)
+    played.run()
+    played.check()
+
+
+class BytesSlowToOne(NoncesForOne):
+    """What honest members send to the first one takes some seconds, which it may."""
+
+    def deliver_blob(self, sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
+        takes_seconds = self.takes_seconds(sender.id, to)
+        if to == self.first.id and sender.id not in self.lying:
+            takes_seconds = 1.6 + 0.4 * self.swarm.random.random()
+        self.swarm.at(self.swarm.now + takes_seconds, lambda: self.swarm.arrive(to, digest))
+
+
+@pytest.mark.parametrize(("count", "seed"), [(5, 0), (9, 0)])
+def test_who_is_not_shown_the_nonces_is_told_them_also_while_its_bytes_are_on_their_way(count: int, seed: int) -> None:
+    played = BytesSlowToOne(count, seed, 30, 0.03, 0.005)
+    played.run()
+    played.check()
+
+
+class SlowToApply(Overtaken):
+    """The others need longer to apply a step than the liars and the fastest member for a whole one."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        for peer in self.honest[1:]:
+            peer._apply = lambda effect, peer=peer: self.apply(peer, effect)  # type: ignore[method-assign]
+
+    def apply(self, peer: FakePeer, effect: effects.ApplyUpdate) -> None:
+        state = name("state", peer.node.catch_up.digest, effect.parts)
+        peer.states[effect.step + 1] = state
+        peer._later(3.0, events.StateReady(effect.step + 1, state))
+
+
+@pytest.mark.parametrize(("count", "seed"), [(5, 0), (9, 0)])
+def test_who_has_no_state_yet_to_speak_with_keeps_its_place(count: int, seed: int) -> None:
+    played = SlowToApply(count, seed, 30, 0.03, 0.005)
+    played.run()
+    played.check()
+
+
+class SpentOnAValidator(Overtaken):
+    """Liars let nobody but themselves and an honest validator in, who then has nothing to aggregate: others tire of
+    waiting for it. From then on they keep their parts from it until it gives them up, and it is the last."""
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.validators: dict[int, PeerId | None] = {}
+        for peer in self.swarm.list:
+            peer.work_seconds = lambda step: 0.2
+
+    def validator(self, machine: StepMachine) -> PeerId | None:
+        """The one that is to be spent in a step, if a liar proposes."""
+        step = machine.facts.head.step
+        if step not in self.validators:
+            honest = [one.validator for one in machine.facts.head.audits if one.validator not in self.lying]
+            self.validators[step] = honest[0] if honest and machine.proposer(0) in self.lying else None
+            self.chosen[step] = self.validators[step] is not None
+        return self.validators[step]
+
+    def corrupt(self, machine: StepMachine) -> None:
+        Fast.corrupt(self, machine)
+        if self.validator(machine) is not None:
+            machine.holdings.whole_cut = lambda: self.cut_of(machine)  # type: ignore[assignment,method-assign,return-value]
+
+    def cut_of(self, machine: StepMachine) -> Cut | None:
+        said, peers = machine.transcript.commits, machine.facts.peers
+        wanted = {*self.lying, self.validator(machine)}
+        wanted |= set([peer for peer in peers if peer not in wanted][: max(0, machine.facts.quorum - len(wanted))])
+        chosen = [(index, said[peer].digest) for index, peer in enumerate(peers) if peer in wanted and peer in said]
+        is_whole = all(peer in said for peer in wanted if peer in peers)
+        return Cut(machine.facts.head.previous, tuple(chosen)) if is_whole else None
+
+    def is_kept_back(self, sender: FakePeer, to: PeerId, kind: int) -> bool:
+        return False
+
+    def is_spent(self, peer: PeerId) -> bool:
+        tired = [one for one in self.honest if peer in one.node._timing.aggregates.spent()]
+        return len(tired) >= len(self.honest) - 1
+
+    def deliver_blob(self, sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
+        machine = sender.node.machine
+        if sender.id in self.lying and to not in self.lying and machine is not None:
+            mine = machine.transcript.commit_of(sender.id)
+            is_part = mine is not None and digest in mine.parts
+            if is_part and (to == self.validator(machine) or self.is_spent(to)):
+                return
+        super().deliver_blob(sender, to, digest, lossless)
+
+
+def test_nobody_tires_of_a_validator_that_was_left_nothing_to_aggregate() -> None:
+    played = SpentOnAValidator(5, 0, 80, 0.03, 0.005)
     played.run()
     played.check()

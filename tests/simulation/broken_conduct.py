@@ -176,7 +176,7 @@ def counts_its_own_vote_twice(patch: Patch) -> None:
     patch.setattr(Chain, "_check_votes", nothing)
 
 
-@defect("stays_locked", (32, 40, 52), faults=ROUGH)
+@defect("stays_locked", (10, 43, 50), faults=ROUGH)
 def never_locks(patch: Patch) -> None:
     """A vote binds nobody in later views."""
 

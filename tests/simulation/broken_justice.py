@@ -23,7 +23,7 @@ from crowdsurf.protocol.sim.worker import Worker
 from crowdsurf.protocol.tribunal import Case, Tribunal
 from tests.simulation import liars_at_court as liars
 from tests.simulation.broken_facts import check_repaired
-from tests.simulation.defect import CRASHY, LOSSY, Patch, defect
+from tests.simulation.defect import CRASHY, ROUGH, Patch, defect
 
 replace = msgspec.structs.replace
 
@@ -139,7 +139,7 @@ def lets_the_banned_back(patch: Patch) -> None:
     patch.setattr(roster.Roster, "kept_out", lambda self, step: {r.peer for r in self.resting if r.until > step})
 
 
-@defect("patient", (4,), faults=LOSSY)
+@defect("patient", (3, 8, 10), faults=ROUGH)
 def has_no_patience(patch: Patch) -> None:
     """A step is voided at once for those that have not opened their nonce."""
     patch.setattr(Grace, "is_over", lambda self, now: True)
