@@ -149,14 +149,10 @@ class AcceptedCut:
             for part, aggregator in enumerate(self.duties):
                 if aggregator != self._me and mine.parts[part] in self._blobs:
                     effects.append(SendBlob((aggregator,), step, Digest(mine.parts[part])))
-        learns_from_own = len({item.peer for item in self.inputs}) > 2
         for item in self.inputs:
             if item.digest not in self._blobs:
                 size = part_bytes(elements, parts, item.part)
                 effects.append(ExpectPart(step, item.part, parts, item.member, item.digest, size))
-            elif learns_from_own:
-                # Else those that make this member wait would be half of what it learns from. Of two it would be half.
-                self._timing.transfer.observe(0.0)
         return effects
 
     def to_aggregate(self, gone: set[PeerId]) -> list[Effect]:

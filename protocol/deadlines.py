@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import median_high, median_low
 
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.limits import ROSTER_PEERS_MAX
@@ -28,11 +29,6 @@ _IN_TIME_STEPS = 8
 """So many steps in a row in which it came in time, and all is forgotten. Were it fewer, it would pay to be late every
 other step."""
 _SPARED_DOUBLINGS_MAX = 6
-
-
-def median(values: list[float]) -> float:
-    """Lower median of a non-empty list."""
-    return sorted(values)[(len(values) - 1) // 2]
 
 
 class Estimator:
@@ -57,9 +53,9 @@ class Estimator:
         """Longest sensible wait now: the maximum until something was observed."""
         if not self._recent:
             return self._seconds_max
-        values = list(self._recent)
-        middle = median(values)
-        deviation = median([abs(value - middle) for value in values])
+        # Half of the others may be liars that are in no time here: the upper median is not below somebody honest's.
+        middle = median_high(self._recent)
+        deviation = median_low([abs(value - middle) for value in self._recent])
         return self.within_bounds(max(middle + self._deviations * deviation, _USUAL_TIMES * middle))
 
     def within_bounds(self, seconds: float) -> float:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.accepted_cut import Waits, lay_out
-from crowdsurf.protocol.deadlines import Estimator, Patience, Timing, median, timing_of
+from crowdsurf.protocol.deadlines import Estimator, Patience, Timing, timing_of
 from crowdsurf.protocol.ids import PeerId
 from crowdsurf.protocol.messages import Kind
 from crowdsurf.protocol.step import StepMachine
@@ -28,7 +28,10 @@ def test_without_experience_the_longest_wait_holds() -> None:
 
 def test_median_plus_deviations() -> None:
     assert estimator(1.0, 2.0, 3.0, 4.0, 5.0).bound_seconds() == 3.0 + 8.0 * 1.0
-    assert median([3.0, 1.0, 2.0, 4.0]) == 2.0
+
+
+def test_liars_that_take_no_time_and_are_half_of_the_others_hurry_nobody() -> None:
+    assert estimator(0.0, 0.0, 3.0, 7.0).bound_seconds() >= 6.0
 
 
 def test_a_minority_of_stragglers_teaches_nobody_patience() -> None:

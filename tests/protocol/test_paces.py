@@ -192,10 +192,14 @@ class SlowTransfers(Paced):
         swarm = self.swarm
 
         def deliver_blob(sender: FakePeer, to: PeerId, digest: bytes, lossless: bool = False) -> None:
-            takes_seconds = self.transfer_seconds * (0.9 + 0.2 * swarm.random.random())
+            takes_seconds = self.seconds_between(sender.id, to)
             swarm.at(swarm.now + takes_seconds, lambda: swarm.arrive(to, digest))
 
         swarm.deliver_blob = deliver_blob  # type: ignore[method-assign]
+
+    def seconds_between(self, sender: PeerId, to: PeerId) -> float:
+        """How long the bytes take from one to another."""
+        return self.transfer_seconds * (0.9 + 0.2 * self.swarm.random.random())
 
 
 class NamesNothing(SlowTransfers):
@@ -219,6 +223,23 @@ class NamesNothing(SlowTransfers):
 @pytest.mark.parametrize("count", [5, 9])
 def test_liars_that_name_no_wait_make_nobody_wait_less(count: int) -> None:
     played = NamesNothing(count, 0, 24, 2.0)
+    played.run()
+    assert played.missing == []
+    assert played.void_parts() == 0
+    assert played.honest_strikes() == [0] * len(played.honest)
+
+
+class FastLinks(SlowTransfers):
+    """What liars send, and what is sent to them, is there at once."""
+
+    def seconds_between(self, sender: PeerId, to: PeerId) -> float:
+        return 0.005 if {sender, to} & self.lying else super().seconds_between(sender, to)
+
+
+@pytest.mark.parametrize("count", [3, 5, 9])
+def test_liars_with_fast_links_make_nobody_wait_less(count: int) -> None:
+    """They are half of the others: whoever learned from its own part, too, would wait for nobody else."""
+    played = FastLinks(count, 0, 24, 2.0)
     played.run()
     assert played.missing == []
     assert played.void_parts() == 0

@@ -192,7 +192,7 @@ def ignores_locks(patch: Patch) -> None:
     patch.setattr(Ballot, "strongest_lock", lambda self: None)
 
 
-@defect("nothing_dropped", (4, 5, 6), liar=liars.VoidsWork)
+@defect("nothing_dropped", (2, 3, 7), liar=liars.VoidsWork)
 def lets_a_proposer_void_work(patch: Patch) -> None:
     """A voter does not look for what a header leaves out."""
     patch.setattr(holdings, "overlooked", lambda *arguments: [])
@@ -314,7 +314,7 @@ def keeps_the_cut_to_itself(patch: Patch) -> None:
     patch.setattr(Proposals, "to_show", lambda self, name: [])
 
 
-@defect("no_honest_rest", (7, 8, 28), peers=9, steps=30, liar=WithholdCut, liars=4)
+@defect("no_honest_rest", (9, 11, 12), peers=9, steps=30, liar=WithholdCut, liars=4)
 def has_done_with_a_cut_too_soon(patch: Patch) -> None:
     """Whoever has asked for the next view takes no cut of this one, although the next is not open."""
 
