@@ -41,11 +41,12 @@ PROTOCOL = (
     *("equivocate", "false_accusation", "withhold_part", "withhold_reveal", "replay", "garbage", "nan", "inf", "huge"),
     *("lazy_validator", "slow", "wrong_aggregate", "wrong_projection", "colluding_aggregate", "late_aggregate"),
     *("withhold_projection", "two_faces", "split_objection", "withhold_cut", "split_views", "late_part"),
+    "show_to_some",
 )
 """Attacks on the protocol, played where nothing is learned."""
 BORNE = (
     *("withhold_part", "withhold_reveal", "replay", "garbage", "slow", "late_aggregate", "withhold_projection"),
-    *("withhold_cut", "split_views", "late_part"),
+    *("withhold_cut", "split_views", "late_part", "show_to_some"),
 )
 """Those that change no certified figure: at worst they cost time, and nobody can prove who did it."""
 BASELINES = ("centered_clip", "geometric_median", "median", "mean")

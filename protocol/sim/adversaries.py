@@ -2,7 +2,7 @@
 
 The idea: `adversary.py` says what all attackers have in common. Here are those that lie about gradients, messages and
 each other; those that lie about aggregates are in `lying_aggregators.py`, those that choose who acts on what in
-`lying_proposers.py`.
+`lying_proposers.py`, and who says all it says to some alone in `whispering.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from crowdsurf.protocol.sim.adversary import Adversary, Body, Mind, is_own
 from crowdsurf.protocol.sim.compute import GRADIENT_ATTACKS, Forgery
 from crowdsurf.protocol.sim.lying_aggregators import ColludingAggregate, LateAggregate, WrongAggregate, WrongProjection
 from crowdsurf.protocol.sim.lying_proposers import SplitViews, WithholdCut
+from crowdsurf.protocol.sim.whispering import ShowToSome
 
 __all__ = ["ATTACKS", "Adversary", "Body", "Mind"]
 
@@ -384,6 +385,7 @@ ATTACKS: dict[str, type[Adversary]] = {
     "two_faces": TwoFaces,
     "split_objection": SplitObjection,
     "split_views": SplitViews,
+    "show_to_some": ShowToSome,
     "lazy_validator": LazyValidator,
     "replay": Replay,
     "garbage": Garbage,

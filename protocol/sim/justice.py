@@ -67,7 +67,8 @@ class NoHonestBan(Checker):
 
 
 class NoHonestRest(Checker):
-    """As long as nothing fails but liars, no honest peer is left out for a while, whatever they withhold from it."""
+    """As long as nothing fails but liars, no honest peer is left out for a while or loses its place, whatever they
+    withhold from it."""
 
     name = "no_honest_rest"
     sees_effects = (effects.PersistCertificate, effects.ComputeWork)
@@ -76,9 +77,11 @@ class NoHonestRest(Checker):
         super().__init__()
         self._was_rough = False
         self._seen = 0
+        self._here: set[PeerId] = set()
+        """The members, when it last looked."""
 
     def on_effect(self, host: Host, effect: Effect) -> None:
-        """Who is left out in the roster that follows?"""
+        """Who is left out of the roster that follows?"""
         faults = host.world.network.faults
         self._was_rough |= faults != faults.calm()  # also where nothing is certified while it is
         if not isinstance(effect, effects.PersistCertificate) or self._was_rough:
@@ -89,10 +92,12 @@ class NoHonestRest(Checker):
         if faults.latency_seconds_max * (1 + faults.jitter) > deadlines.delivery_seconds / 2:
             return  # slower than what the run was told to expect
         self._seen = host.step
-        for rest in host.node.chain.head.roster.resting:
-            resting = host.world.hosts.get(PeerId(rest.peer))
-            if resting is not None and resting.honest:
-                self.report(host, f"honest peer {resting.number} is left out from step {host.step} on")
+        roster = host.node.chain.head.roster
+        gone, self._here = self._here - {*roster.peers}, {*roster.peers}
+        for peer in sorted(gone | {PeerId(rest.peer) for rest in roster.resting}):
+            missing = host.world.hosts.get(peer)
+            if missing is not None and missing.honest and not missing.leaving:
+                self.report(host, f"honest peer {missing.number} is left out from step {host.step} on")
 
 
 class Patient(Checker):

@@ -96,7 +96,7 @@ def quiet(text: str) -> None:
 
 def test_the_whole_study_can_be_planned() -> None:
     cells = list(cells_of(replace(Study(), runs=2)))
-    assert len(cells) == len(set(cells)) == 3 * (2 * 13 + 4 + 22 + 11 * 4) + 2 * 2
+    assert len(cells) == len(set(cells)) == 3 * (2 * 13 + 4 + 23 + 11 * 4) + 2 * 2
     for cell in cells:
         check_options(cell.options())
     for cell in (cells[0], cells[1], cells[-1], next(cell for cell in cells if cell.attack == "ipm:0.1")):

@@ -174,7 +174,7 @@ def worked(folder: Path) -> dict[PeerId, list[int]]:
         *[("sign_flip", None), ("rop", None), ("delayed_gradient", None)],
         *[("colluding_aggregate", None), ("withhold_part", 1.0), ("equivocate", None)],
         *[("replay", None), ("garbage", None), ("slow", 0.05), ("false_accusation", None)],
-        *[("withhold_cut", None), ("split_views", None), ("late_part", None)],
+        *[("withhold_cut", None), ("split_views", None), ("late_part", None), ("show_to_some", None)],
     ],
 )
 async def test_honest_peers_agree_whatever_the_others_do(

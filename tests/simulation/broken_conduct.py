@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from crowdsurf.protocol import catchup, chain, holdings, limits, node, outcome, transcript
+from crowdsurf.protocol.accepted_cut import AcceptedCut
 from crowdsurf.protocol.asking import Asking
 from crowdsurf.protocol.ballot import Ballot
 from crowdsurf.protocol.catchup import CatchUp
@@ -24,6 +25,7 @@ from crowdsurf.protocol.sim.disk import Disk
 from crowdsurf.protocol.sim.faults import Faults
 from crowdsurf.protocol.sim.host import Host
 from crowdsurf.protocol.sim.lying_proposers import WithholdCut
+from crowdsurf.protocol.sim.whispering import ShowToSome
 from crowdsurf.protocol.step import StepMachine
 from crowdsurf.protocol.step_table import Phase, Trigger
 from crowdsurf.protocol.transcript import Transcript
@@ -323,3 +325,9 @@ def has_done_with_a_cut_too_soon(patch: Patch) -> None:
         return self._transcript.proposal(self._proposer_of(view), view)
 
     patch.setattr(Proposals, "proposed", proposed)
+
+
+@defect("no_honest_rest", peers=7, steps=40, liar=ShowToSome, liars=3)
+def keeps_the_nonces_to_itself(patch: Patch) -> None:
+    """Who was not shown the nonces that others opened is not told them, and owes projections all the same."""
+    patch.setattr(AcceptedCut, "_tell_the_beacon", lambda self, now: [])

@@ -149,6 +149,17 @@ def test_no_honest_rest(running: Simulation, faults: Faults) -> None:
     assert len(checker.violations) == (1 if faults == Faults() else 0)
 
 
+def test_no_honest_rest_sees_who_lost_its_place(running: Simulation) -> None:
+    checker, (host, leaver, victim) = checkers.NoHonestRest(), running.hosts
+    leaver.leaving = True
+    members = host.node.chain.head.roster.members
+    for step, here in enumerate((members, [one for one in members if one.peer == host.id]), start=host.step + 1):
+        head = host.node.chain.head
+        host.node.chain.head = head._replace(step=step, roster=replace(head.roster, members=tuple(here)))
+        checker.on_effect(host, fake_certificate(step))
+    assert texts(checker) == [f"honest peer {victim.number} is left out from step {host.step} on"]
+
+
 def test_nothing_is_said_about_rests_if_it_was_rough_before_anything_was_certified(running: Simulation) -> None:
     checker, (host, _, victim) = checkers.NoHonestRest(), running.hosts
     running.network.faults = Faults(crash_rate=1.0)

@@ -32,7 +32,7 @@ BANNED_FOR: dict[str, Reason] = {
 NEVER_BANNED = {
     *("none", "slow", "replay", "garbage"),
     *("withhold_part", "withhold_reveal", "withhold_projection", "late_aggregate", "late_part"),
-    *("withhold_cut", "split_views"),
+    *("withhold_cut", "split_views", "show_to_some"),
 }
 """Nobody else can tell these from a bad network, or they harm nobody: they cost strikes and rests at most."""
 
