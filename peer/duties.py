@@ -165,6 +165,7 @@ class Duties:
                 found.norms,
                 found.lines,
                 found.compared,
+                effect.aggregates,
             )
         except StateForgotten as error:
             log.info("a work unit of step %d cannot be checked here: %s", effect.step, error)

@@ -8,7 +8,7 @@ effects, and the node takes them. SPEC §6.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from crowdsurf.protocol import assignment, limits
 from crowdsurf.protocol.cases import (
@@ -89,7 +89,7 @@ class Auditor:
         if isinstance(opened.payload, Accusation):
             self._check(opened.payload, head)
             named = transcript.names_case if transcript is not None else no_case
-            self.tribunal.accuse(opened, head.roster, named)
+            self._take(opened, head, named)
             return
         try:
             self.tribunal.judge(opened)
@@ -97,6 +97,13 @@ class Auditor:
             if refusal.code is Code.FUTURE and isinstance(opened.payload, Verdict):
                 self._ask_for(Digest(opened.payload.case), source)
             raise
+
+    def _take(self, opened: Opened, head: Head, named: Callable[[bytes], bool] = no_case) -> None:
+        """Open a case, and note what it gives away about the accused. Raises Refusal."""
+        self.tribunal.accuse(opened, head.roster, named)
+        pair = self.tribunal.contradiction(opened)
+        if pair is not None:
+            self.on_conflict(pair, head)
 
     def _check(self, accusation: Accusation, head: Head) -> None:
         """What an accusation must be to be worth keeping. Raises Refusal."""
@@ -156,9 +163,16 @@ class Auditor:
         if record is not None:
             self._compare_findings(record, head)
 
-    def on_certified(self, before: Head, certificate: Certificate, head: Head, transcript: Transcript | None) -> None:
+    def on_certified(
+        self,
+        before: Head,
+        certificate: Certificate,
+        head: Head,
+        transcript: Transcript | None,
+        held: Collection[bytes] = (),
+    ) -> None:
         """A step is over: publish what convicted whom, keep what cases about it need, say again what is still open.
-        `transcript` is that of the step, if this peer took part in it."""
+        `transcript` is that of the step, if this peer took part in it, and `held` are the bytes that it had then."""
         header = certificate.header
         for ban in header.bans:
             self._publish(ban, certificate, before)
@@ -179,7 +193,8 @@ class Auditor:
             size = len(before.roster)
             enough = enough_for_an_honest_one(size, quorum_of(size, self._quorum_rule))
             shown, named = what_was_vouched_for(before, header, cut, transcript, enough)
-            record = Record(before, header, head.audits, commits, shown, named)
+            here = frozenset(name for _, name in named if name in held)
+            record = Record(before, header, head.audits, commits, shown, named, here)
             self.tribunal.remember(record)
             self._compare_findings(record, head)
             self._take_objections(transcript, header.cut if not withheld(header) else b"", head)
@@ -248,7 +263,7 @@ class Auditor:
             if not isinstance(projection, Projection) or self._clipping is None or said.sender == self._me:
                 continue
             claimed = line_about(projection, member)
-            own = found.lines[projection.part] if projection.part < len(found.lines) else None
+            own = found.line_about(projection.part, projection.aggregate)
             if claimed is not None and own is not None and wrong_line(claimed, own, self._clipping, ACCUSING):
                 self._accuse(objection_to(said, member), head)
 
@@ -263,7 +278,7 @@ class Auditor:
             else:
                 with contextlib.suppress(Refusal):
                     self._check(said.payload, head)
-                    self.tribunal.accuse(said, head.roster)
+                    self._take(said, head)
 
     def _compare_findings(self, record: Record, head: Head) -> None:
         """Whoever validated this peer's work in a step must have found just that work."""

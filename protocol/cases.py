@@ -59,6 +59,8 @@ class Record(NamedTuple):
     named: frozenset[tuple[int, bytes]] | None = None
     """Parts of the cut and their aggregates, of which somebody honest had heard before the beacon; None to whom only
     the chain is known."""
+    here: frozenset[bytes] | None = None
+    """Those of these aggregates whose bytes this member had when the step was over; None as above."""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -202,11 +204,19 @@ def check_objection(opened: Opened, roster: Roster, run_id: Digest, verify: Veri
         raise Refusal(Code.BAD_ACCUSATION, "only the member itself can object to a line while the step is under way")
 
 
+def projection_in(accusation: Accusation) -> Envelope | None:
+    """The projection that an accusation is about, signed or not; None if it is about none."""
+    try:
+        return wire.unpack(accusation.proof, Particular, limits.PROOF_BYTES_MAX).projection
+    except Refusal:
+        return None
+
+
 def cut_objected_to(accusation: Accusation) -> bytes:
     """The cut that an objection is about; empty if it is about none."""
+    envelope = projection_in(accusation)
     try:
-        envelope = wire.unpack(accusation.proof, Particular, limits.PROOF_BYTES_MAX).projection
-        return wire.unpack(envelope.payload, Projection, limits.PROOF_BYTES_MAX).cut
+        return wire.unpack(envelope.payload, Projection, limits.PROOF_BYTES_MAX).cut if envelope is not None else b""
     except Refusal:
         return b""
 
@@ -305,6 +315,5 @@ def _line_holds(
     part = projection.part
     if is_exact and (part >= len(found.parts) or commit.parts[part] != found.parts[part]):
         return True
-    own = found.lines[part] if part < len(found.lines) else None
-    claimed = line_about(projection, question.member)
+    own, claimed = found.line_about(part, projection.aggregate), line_about(projection, question.member)
     return None if own is None or claimed is None else not wrong_line(claimed, own, clipping)

@@ -30,6 +30,8 @@ class CatchUp:
         self._held: set[bytes] = set()
         self._asked_step: int | None = None
         self._waiting = False
+        self._times_asked = 0
+        """For a state."""
 
     def remember(self, certificate: Certificate) -> None:
         """Keep a certificate for applying it and for helping others."""
@@ -110,15 +112,17 @@ class CatchUp:
         return self.ask_for_state(candidates)
 
     def ask_for_state(self, candidates: tuple[PeerId, ...]) -> list[Effect]:
-        """Fetch a certified state, once at a time."""
+        """Fetch a certified state, once at a time, and from somebody else first every time: what the first one has may
+        be certified and yet so old that nobody holds the steps after it any more."""
         if self._waiting:
             return []
         self._waiting = True
-        return [RequestState(candidates)]
+        self._times_asked += 1
+        return [RequestState(_beginning_with(self._times_asked - 1, candidates))]
 
 
-def _beginning_with(part: int, candidates: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
-    """All of them, another one first for every part: else one member would feed everybody who is behind, and be late
-    itself for it."""
-    first = part % max(1, len(candidates))
+def _beginning_with(turn: int, candidates: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """All of them, another one first for every part and every time: else one member would feed everybody who is behind,
+    and be late itself for it, or keep them where they are with answers that are no help."""
+    first = turn % max(1, len(candidates))
     return candidates[first:] + candidates[:first]

@@ -121,6 +121,14 @@ class WorkRecomputed:
     compared: tuple[Compared | None, ...] = ()
     """How far what was committed to is from it, by part, where that was asked; None where nobody has handed over the
     bytes."""
+    aggregates: tuple[bytes, ...] = ()
+    """Which aggregates the lines are about, by part: those that were asked about."""
+
+    def line_about(self, part: int, aggregate: bytes) -> Line | None:
+        """What must have been said of this work by whoever published just this aggregate of a part; None if that is
+        not known. What another aggregate of the part gives says nothing about it."""
+        is_known = part < len(self.lines) and part < len(self.aggregates) and self.aggregates[part] == aggregate
+        return self.lines[part] if is_known else None
 
 
 @dataclass(frozen=True, slots=True)

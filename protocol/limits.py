@@ -65,9 +65,24 @@ OWED_STEPS = 2
 """So many steps after a void one what is owed from it can still be drawn to be looked at; peers remember the states of
 a little longer."""
 
+PAST_STATES = 4
+"""States before the present one that a worker remembers. A step is audited during the next one and judged during the
+one after that; work that its author hid behind a nonce is audited up to `OWED_STEPS` later."""
+
+PAST_AGGREGATES = 3
+"""Steps whose aggregates a worker remembers: the present one before it is over, the last one, which is audited now, and
+the one before, which is judged. Where validators wait for bytes to compare with (`tolerance.py`) it is one more."""
+
+TIMES_COMPUTED_MAX = 2
+"""So often in one step a work unit is done again for cases: for those that are open when somebody asks, and for those
+that have come meanwhile, or are about another aggregate of the same part. What comes later waits for the next step."""
+
 CASES_PER_ACCUSER_MAX = 2 * (CASE_STEPS + 1)
 """Open cases of one accuser that somebody has to recompute: in every step it can be one validator and one target, so
 nobody who is drawn honestly gets beyond it."""
+
+OBJECTIONS_PER_ACCUSER_MAX = (CASE_STEPS + 1) * ROSTER_PEERS_MAX
+"""Open cases beside these that its objections have become: one against each aggregator of a step."""
 
 CASES_MAX = ROSTER_PEERS_MAX * (CASES_PER_ACCUSER_MAX + 1)
 """Cases a peer keeps open at once: every member's share of disputes, and a proof against each. So nobody's cases crowd

@@ -139,7 +139,10 @@ class Node:
         elif isinstance(event, events.ChainReceived):
             self._chain_asked_until = None
             self._ahead.pop(event.source, None)
+            step = self._step
             self._guard(event.source, lambda: self._on_certificates(event.source, event.certificates, now))
+            if self._step > step:
+                self._note_ahead(event.source, self._step)  # one answer may not hold all there is
         elif isinstance(event, events.ChainFailed):
             self._chain_asked_until = None
             self._ahead.pop(event.source, None)
@@ -297,6 +300,8 @@ class Node:
         if isinstance(opened.payload, Join):
             if opened.sender in head.roster.rests and opened.envelope.step < self._step:
                 self._help(opened.sender, opened.envelope.step)  # left out for a while, it follows from afar
+            elif opened.envelope.step < self._step and len(self._helped) < limits.CANDIDATES_MAX:
+                self._help(opened.sender, self._step - 1)  # the newest certificate says whom to ask for the chain
             self.membership.on_join(opened.sender, opened.envelope.step, head)
         elif isinstance(opened.payload, Leave):
             if self.membership.departed(opened.sender):
@@ -400,7 +405,8 @@ class Node:
         self._effects.append(PersistCertificate(certificate))
         voters = {head.roster.peers[index] for index, _, _ in certificate.votes}
         transcript = self.machine.transcript if self.machine is not None else None
-        self.auditor.on_certified(head, certificate, self.chain.head, transcript)
+        held = self.machine.holdings.blobs if self.machine is not None else ()
+        self.auditor.on_certified(head, certificate, self.chain.head, transcript, held)
         self._effects += self.auditor.take_effects()
         self._pass_on(certificate, voters)
         self._effects.append(story_of(certificate, head.roster.peers, view, self.chain.head.roster.peers, transcript))

@@ -6,15 +6,25 @@ convicts is in `cases.py`; that a convicted peer is banned becomes a fact only b
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.cases import Question, Record, case_name, guilty_of, proof_holds, question_of, subject_of
+from crowdsurf.protocol.cases import (
+    Question,
+    Record,
+    case_name,
+    guilty_of,
+    is_objection,
+    projection_in,
+    proof_holds,
+    question_of,
+    subject_of,
+)
 from crowdsurf.protocol.chain import Audit
 from crowdsurf.protocol.effects import RecomputeWork
-from crowdsurf.protocol.envelope import Opened, Verify
+from crowdsurf.protocol.envelope import Equivocation, Opened, Verify, slot_of
 from crowdsurf.protocol.errors import Code, Refusal
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.evidence import Evidence
@@ -106,6 +116,8 @@ class Tribunal:
         self._cases: dict[bytes, Case] = {}
         self._computing: set[Unit] = set()
         """Work that is being done again for cases; others about it wait for that."""
+        self._times_computed: Counter[Unit] = Counter()
+        """How often work was done again for cases, in this step."""
 
     # --- what is known of past steps ---------------------------------------------------------------------
 
@@ -125,6 +137,7 @@ class Tribunal:
         self._records = OrderedDict((s, r) for s, r in self._records.items() if s >= step - limits.CASE_STEPS)
         self._step, oldest = step, step - limits.CASE_STEPS
         self._computing.clear()  # what was not answered in a step may have failed
+        self._times_computed.clear()
         self._cases = {
             name: case
             for name, case in self._cases.items()
@@ -159,10 +172,19 @@ class Tribunal:
             return
         if opened.sender in roster.outlaws:
             raise Refusal(Code.BANNED, "whoever says so is banned, and proves nothing")
-        unproven = sum(1 for case in self._cases.values() if case.accuser == opened.sender and case.question)
-        if unproven >= limits.CASES_PER_ACCUSER_MAX or len(self._cases) >= limits.CASES_MAX:
+        if not self._has_room(opened) and not named(case_name(opened, proven=False)):
             raise Refusal(Code.QUEUE_FULL, "too many open cases")
         self._open_disputed(opened, accusation)
+
+    def _has_room(self, opened: Opened) -> bool:
+        """Whether there is room for another dispute of its author. An objection has room of its own, one against each
+        aggregator of a step: it has made a part void, so whatever else its author has said, it has to answer for it."""
+        open_ones = [case for case in self._cases.values() if case.question is not None]
+        own = [case for case in open_ones if case.accuser == opened.sender]
+        if is_objection(opened):
+            return all(case.opened.slot != opened.slot for case in own)
+        disputes, own_ones = (sum(not is_objection(case.opened) for case in some) for some in (open_ones, own))
+        return own_ones < limits.CASES_PER_ACCUSER_MAX and disputes < limits.CASES_MAX
 
     def _open_proven(self, opened: Opened, accusation: Accusation, named: Callable[[bytes], bool]) -> None:
         holds = proof_holds(accusation, self._run_id, self._verify, self._clipping)
@@ -180,8 +202,26 @@ class Tribunal:
         if record is None:
             raise Refusal(Code.FUTURE, f"step {accusation.step} is not known well enough here")
         question = question_of(accusation, opened.sender, record, self._run_id, self._verify)
+        if is_objection(opened) and question.audit.target != opened.sender:
+            raise Refusal(Code.BAD_ACCUSATION, "only the member itself can object to a line in the step itself")
         name = case_name(opened, proven=False)
         self._cases[name] = Case(name, opened, accusation, question)
+
+    def contradiction(self, opened: Opened) -> Equivocation | None:
+        """The projection in an open dispute, beside another one that its author has signed for the same part: what was
+        certified, or what is in another dispute. Liars may show each member another one, and nobody any two."""
+        accusation = opened.payload
+        shown = projection_in(accusation) if isinstance(accusation, Accusation) else None
+        if shown is None or not isinstance(accusation, Accusation) or self.is_proven(PeerId(accusation.accused)):
+            return None
+        record = self._records.get(accusation.step)
+        known = [said.envelope for said in record.projections] if record is not None else []
+        about_it = (case.accusation for case in self._cases.values() if case.question and case.question.projection)
+        about_it = (one for one in about_it if (one.accused, one.step) == (shown.sender, shown.step))
+        known += [other for one in about_it if (other := projection_in(one)) is not None]
+        key = shown.sender, slot_of(shown)
+        others = (one for one in known if (one.sender, slot_of(one)) == key and one.payload != shown.payload)
+        return next((Equivocation(shown, other) for other in others), None)
 
     def to_judge(self) -> list[RecomputeWork]:
         """What has to be computed to judge disputes for which nothing was computed yet. Asked when all that is said at
@@ -199,7 +239,7 @@ class Tribunal:
             return []
         audit, projection = question.audit, question.projection
         if self._needs_bytes(case):
-            if not can_be_compared(audit.step, self._step, case.attempts):
+            if not can_be_compared(audit.step, self._step, case.attempts) or not self._has_seen(question):
                 return []
             case.attempts += 1
             wanted_bytes = comparison(record, audit, case.attempts - 1, self._patience(), projection)
@@ -210,7 +250,7 @@ class Tribunal:
         """Do a work unit again for all cases that wait for it; once at a time, and one aggregate of each part."""
         unit = _unit_of(audit)
         waiting = [case for case in self._cases.values() if self._waits_for(case, unit)]
-        if unit in self._computing or not waiting:
+        if unit in self._computing or self._times_computed[unit] >= limits.TIMES_COMPUTED_MAX or not waiting:
             return []
         wanted: dict[int, bytes] = {}
         for case in waiting:
@@ -224,13 +264,27 @@ class Tribunal:
         asked = tuple(wanted.get(part, b"") for part in range(audit.parts)) if wanted else ()
         beacon = record.header.beacon if wanted else b""
         self._computing.add(unit)
+        self._times_computed[unit] += 1
         return [RecomputeWork(audit.step, audit.seed, audit.parts, audit.state, audit.validator, asked, beacon)]
 
     def _waits_for(self, case: Case, unit: Unit) -> bool:
         """Whether a dispute is about a work unit and nobody was asked to compute it for its sake."""
         if case.question is None or case.guilty is not None or case.attempts or self._needs_bytes(case):
             return False
-        return _unit_of(case.question.audit) == unit
+        return _unit_of(case.question.audit) == unit and self._can_be_told(case.question)
+
+    def _can_be_told(self, question: Question) -> bool:
+        """Whether the worker can still know what it takes: the state, and for a line the aggregate, which it must have
+        seen. Nobody computes what it could not judge: that would cost everybody, and nobody could be blamed for it."""
+        age = self._step - question.audit.step
+        if question.projection is None:
+            return age <= limits.PAST_STATES
+        return age < limits.PAST_AGGREGATES and self._has_seen(question)
+
+    def _has_seen(self, question: Question) -> bool:
+        """Whether the aggregate that a dispute is about, if it is about one, was here in its step."""
+        record, projection = self._records.get(question.audit.step), question.projection
+        return projection is None or record is None or record.here is None or projection.aggregate in record.here
 
     def to_judge_next(self, found: WorkRecomputed) -> list[RecomputeWork]:
         """What has to be computed for disputes about a work unit that was just computed, but not for them."""
@@ -242,7 +296,6 @@ class Tribunal:
             if case.question is None or record is None or self._needs_bytes(case):
                 continue
             if _unit_of(case.question.audit) == unit:
-                case.attempts += bool(case.attempts)
                 effects = effects or self._compute_once(case.question.audit, record)
         return effects
 
@@ -271,8 +324,6 @@ class Tribunal:
             question, record = case.question, self._records.get(case.accusation.step)
             if case.guilty is not None or question is None or record is None:
                 continue
-            if question.projection is not None and not self._needs_bytes(case) and case.attempts != 1:
-                continue  # it was not asked for now: this may be about another aggregate of the same part
             audit = question.audit
             if _unit_of(audit) == (found.step, found.seed, found.finder):
                 case.guilty = guilty_of(

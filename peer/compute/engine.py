@@ -21,7 +21,7 @@ from torch import nn
 
 from crowdsurf.peer.compute.errors import WorkCancelled, WorkFailed
 from crowdsurf.peer.compute.optimizer import OPTIMIZERS, Range, live_ranges
-from crowdsurf.peer.compute.past_aggregates import PAST_AGGREGATES, PastAggregates
+from crowdsurf.peer.compute.past_aggregates import PastAggregates
 from crowdsurf.peer.compute.past_states import PastStates
 from crowdsurf.peer.compute.rules import parse_rule
 from crowdsurf.peer.compute.rules.base import is_finite
@@ -30,6 +30,7 @@ from crowdsurf.peer.compute.state import State
 from crowdsurf.peer.compute.task import Task, load_task
 from crowdsurf.protocol.errors import MisuseError, WorldError
 from crowdsurf.protocol.ids import Digest, digest_text
+from crowdsurf.protocol.limits import PAST_AGGREGATES
 from crowdsurf.protocol.manifest import Manifest
 from crowdsurf.protocol.tolerance import relative_bound
 

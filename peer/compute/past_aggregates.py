@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from crowdsurf.protocol.ids import Digest
-
-PAST_AGGREGATES = 3
-"""Steps: the present one before it is over, the last one, which is audited now, and the one before, which is judged.
-Where validators wait for bytes to compare with (`protocol/tolerance.py`) it is one more."""
+from crowdsurf.protocol.limits import PAST_AGGREGATES
 
 Place = tuple[Digest, int, torch.Tensor]
 """Blob digest of an aggregate, where it begins in the whole gradient, and the aggregate itself, float32 (k,)."""

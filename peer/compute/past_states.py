@@ -13,10 +13,7 @@ import torch
 
 from crowdsurf.peer.compute.errors import StateForgotten
 from crowdsurf.protocol.ids import Digest, digest_text
-
-PAST_STATES = 4
-"""A step is audited during the next one and judged during the one after that; work that its author hid behind a nonce
-is audited up to two steps later (`protocol.limits.OWED_STEPS`)."""
+from crowdsurf.protocol.limits import PAST_STATES
 
 
 class PastStates:

@@ -15,6 +15,7 @@ from typing import ClassVar
 from crowdsurf.protocol import effects, events, limits, wire
 from crowdsurf.protocol.auditor import Auditor
 from crowdsurf.protocol.beacon import nonce_digest
+from crowdsurf.protocol.cases import is_objection
 from crowdsurf.protocol.chain import vote_message
 from crowdsurf.protocol.effects import Effect
 from crowdsurf.protocol.ids import Digest, PeerId
@@ -314,13 +315,15 @@ class BoundedQueues(Checker):
 
 
 def _court_sizes(auditor: Auditor) -> list[tuple[str, int, int]]:
-    tribunal = auditor.tribunal
+    tribunal, in_headers = auditor.tribunal, limits.BANS_PER_HEADER_MAX
     cases = tribunal._cases.values()
-    disputes = Counter(case.accuser for case in cases if case.question is not None)
+    objections = Counter(case.accuser for case in cases if case.question is not None and is_objection(case.opened))
+    disputes = Counter(case.accuser for case in cases if case.question is not None) - objections
     return [
-        ("open cases", len(cases), limits.CASES_MAX),
+        ("open cases", len(cases) - objections.total(), limits.CASES_MAX + in_headers),
+        ("objections of one accuser", max(objections.values(), default=0), limits.OBJECTIONS_PER_ACCUSER_MAX),
         ("proofs", sum(case.question is None for case in cases), limits.ROSTER_PEERS_MAX),
-        ("open cases of one accuser", max(disputes.values(), default=0), limits.CASES_PER_ACCUSER_MAX),
+        ("open cases of one accuser", max(disputes.values(), default=0), limits.CASES_PER_ACCUSER_MAX + in_headers),
         ("verdicts on one case", max((len(case.verdicts) for case in cases), default=0), limits.ROSTER_PEERS_MAX),
         ("steps remembered for cases", len(tribunal._records), limits.CASE_STEPS + 1),
         ("cases asked for", len(auditor._asked), limits.EVIDENCE_MAX),

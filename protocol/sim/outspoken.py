@@ -174,7 +174,8 @@ class Outspoken(Checker):
             said = shown.line_about(member) if shown is not None else None
             part = shown.projection.part if shown is not None else 0
             true = event.lines[part] if part < len(event.lines) else None
-            if shown is not None and said is not None and true is not None and contradicts(said, true):
+            is_about_it = shown is not None and event.aggregates[part : part + 1] == (shown.projection.aggregate,)
+            if is_about_it and shown is not None and said is not None and true is not None and contradicts(said, true):
                 found.add(bytes(shown.sender))
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crowdsurf.protocol import assignment, effects, events
+from crowdsurf.protocol import assignment, effects, events, limits
 from crowdsurf.protocol.ids import Digest
 from crowdsurf.protocol.projection import Line, lines_to_publish
 from crowdsurf.protocol.sim.gathering import Gathering
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 APPLY_SECONDS = 0.01
 """Whatever is done with vectors that are there, and needs no gradient."""
-PAST_STATES = 4
-"""States before the current one that a worker can still compute work units at."""
-PAST_AGGREGATES = 3
-"""Steps whose aggregates it remembers, the current one among them."""
 
 
 class OwnWork(NamedTuple):
@@ -59,7 +55,7 @@ class Worker:
 
     def hold_state(self, digest: Digest) -> None:
         """This is the state from now on."""
-        self._states = [*self._states[-PAST_STATES:], digest]
+        self._states = [*self._states[-limits.PAST_STATES :], digest]
 
     def do(self, effect: effects.Effect) -> None:
         """Do what an effect asks for, if it is the worker's to do."""
@@ -129,7 +125,8 @@ class Worker:
         if host.adversary is not None and finder == host.id:
             finding = host.adversary.finding(host, effect, finding)
         lines = self._lines_about(committed or work.parts, effect)
-        host.give(events.WorkRecomputed(step, seed, finder, work.parts, finding, work.norms, lines, compared))
+        asked = effect.aggregates
+        host.give(events.WorkRecomputed(step, seed, finder, work.parts, finding, work.norms, lines, compared, asked))
 
     def _lines_about(self, rows: tuple[bytes, ...], effect: effects.RecomputeWork) -> tuple[Line | None, ...]:
         """What those who aggregated this work must have said about it, as far as their aggregates are remembered."""
@@ -197,7 +194,7 @@ class Worker:
         held = tuple(name if name and host.holds(name) else b"" for name in effect.aggregates)
         self._aggregates.setdefault(effect.step, set()).update(name for name in held if name)
         newest = max(self._aggregates)
-        kept = PAST_AGGREGATES + (relative_bound(host.node.manifest) is not None)
+        kept = limits.PAST_AGGREGATES + (relative_bound(host.node.manifest) is not None)
         self._aggregates = {step: names for step, names in self._aggregates.items() if step > newest - kept}
         nothings: list[Line | None] = []
         lines: list[Line | None] = []

@@ -12,7 +12,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 
-from crowdsurf.protocol import effects, events
+from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.assignment import work_seed
 from crowdsurf.protocol.envelope import Signer
 from crowdsurf.protocol.evidence import Evidence
@@ -193,7 +193,8 @@ class FakePeer:
             parts = tuple(name("gradient", effect.state, effect.seed, part) for part in range(effect.parts))
             finding = name("finding", effect.state, effect.seed, effect.finder)
             norms, lines = (1.0,) * effect.parts, tuple(RIGHT if one else None for one in effect.aggregates)
-            found = events.WorkRecomputed(effect.step, effect.seed, effect.finder, parts, finding, norms, lines)
+            asked, seed, finder = effect.aggregates, effect.seed, effect.finder
+            found = events.WorkRecomputed(effect.step, seed, finder, parts, finding, norms, lines, (), asked)
             self._later(self.work_seconds(effect.step), found)
         elif isinstance(effect, effects.ComputeFinding):
             certificate = self.node.catch_up.certificate(effect.step)
@@ -251,8 +252,9 @@ class FakePeer:
         if other is None or not other.alive:
             self._later(0.1, events.ChainFailed(effect.peer))
             return
-        certificates = tuple(c for c in other.journal_certificates if c.header.step >= effect.first_step)
-        self._later(0.1, events.ChainReceived(effect.peer, certificates))
+        certificates = [c for c in other.journal_certificates if c.header.step >= effect.first_step]
+        answer = tuple(certificates[: limits.CERTIFICATES_PER_RESPONSE_MAX])
+        self._later(0.1, events.ChainReceived(effect.peer, answer))
 
     def _request_state(self, effect: effects.RequestState) -> None:
         for candidate in effect.candidates:

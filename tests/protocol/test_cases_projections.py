@@ -230,6 +230,8 @@ FOUND = WorkRecomputed(
     name("finding"),
     (1.0,) * 4,
     (RIGHT, None, None, None),
+    (),
+    STEP.header.parts,
 )
 
 

@@ -106,7 +106,8 @@ def test_parts_nobody_has_any_more_mean_a_whole_state() -> None:
     catch_up.state_failed()
     # Nobody had a state either: the parts may have come back meanwhile, so all is tried again.
     assert FetchBlob(OTHERS, Digest(lost)) in catch_up.advance(4, OTHERS)
-    assert catch_up.blob_failed(lost, OTHERS) == [RequestState(OTHERS)]
+    (again,) = catch_up.blob_failed(lost, OTHERS)
+    assert again == RequestState((*OTHERS[1:], OTHERS[0])), "what the first one has is no help, certified or not"
 
 
 def test_too_far_behind_or_not_the_certified_state_means_a_whole_state() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from crowdsurf.protocol import effects, events
+from crowdsurf.protocol import effects, events, limits
 from crowdsurf.protocol.envelope import Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.messages import Certificate, Envelope, Join, Kind, Vote
@@ -312,6 +312,31 @@ def test_a_state_that_is_not_the_certified_one_is_refused_and_asked_for_again() 
     assert_agreed(swarm, 6)
 
 
+def test_whoever_serves_an_old_state_again_and_again_keeps_nobody_from_coming_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is certified, but nobody holds the step after it any more. The liar is the first of all members."""
+    swarm = Swarm(4, extra=1, steps=40)
+    liar = min(swarm.list[:4], key=lambda peer: peer.id)
+    newcomer = swarm.list[4]
+
+    def request_state(effect: effects.RequestState) -> None:
+        if effect.candidates[0] != liar.id:
+            FakePeer._request_state(newcomer, effect)
+        else:
+            newcomer._later(0.1, events.StateReady(1, liar.states[1], liar.id))
+
+    monkeypatch.setattr(newcomer, "_request_state", request_state)
+    swarm.start(swarm.list[:4])
+    assert swarm.run(lambda: liar.node.chain.head.step == 6)
+    for peer in swarm.list:
+        for certificate in swarm.list[0].journal_certificates[1:3]:
+            peer.blobs -= set(certificate.header.parts)
+    newcomer.begin()
+    assert swarm.run_to_end()
+    assert_agreed(swarm, 40)
+
+
 def test_admission_of_founders_only_lets_nobody_else_in() -> None:
     swarm = Swarm(3, extra=1, steps=8, admission="founders")
     swarm.start()
@@ -408,6 +433,37 @@ def test_a_member_that_was_left_behind_and_forgotten_asks_for_the_chain() -> Non
     cut_off[0] = False
     assert swarm.run_to_end()
     assert_agreed(swarm, 60)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_member_that_was_away_for_longer_than_one_answer_tells_of_comes_back(
+    monkeypatch: pytest.MonkeyPatch, is_answered: bool
+) -> None:
+    """It has learned from the first answer that it is no member any more; whether or not the second one comes, it goes
+    on until it knows all."""
+    monkeypatch.setattr(limits, "CERTIFICATES_PER_RESPONSE_MAX", 8)
+    swarm = Swarm(4, steps=120)
+    apart, asked = swarm.list[3], [0]
+    cut_off = [False]
+    swarm.loses = lambda sender, receiver: cut_off[0] and apart.id in (sender, receiver)
+    ask = apart._request_chain
+
+    def request_chain(effect: effects.RequestChain) -> None:
+        asked[0] += not cut_off[0]
+        if cut_off[0] or (asked[0] == 2 and not is_answered):
+            apart._later(0.1, events.ChainFailed(effect.peer))
+        else:
+            ask(effect)
+
+    monkeypatch.setattr(apart, "_request_chain", request_chain)
+    swarm.start()
+    swarm.run(in_step(swarm, 3))
+    cut_off[0] = True
+    assert swarm.run(lambda: swarm.list[0].node.chain.head.step == 100)
+    cut_off[0] = False
+    assert swarm.run_to_end()
+    assert_agreed(swarm, 120)
+    assert asked[0] > 7
 
 
 @pytest.mark.parametrize("seed", [26, 119, 132, *range(5)])

@@ -197,6 +197,22 @@ def test_a_straggler_is_helped_once_per_step_and_strangers_never() -> None:
     finish(swarm)
 
 
+def test_who_asks_to_join_in_a_past_step_is_shown_the_newest_certificate_and_takes_no_room_for_stragglers() -> None:
+    swarm = started_swarm()
+    node, member = swarm.list[0].node, swarm.list[1]
+    shown = []
+    for number in range(100, 100 + limits.ROSTER_PEERS_MAX):
+        stranger = FakeSigner(number)
+        said = seal(stranger, node.chain.run_id, Slot(node.chain.head.step - 1, 0, Kind.JOIN, b""), Join()).envelope
+        sent = node.handle(events.EnvelopeReceived(stranger.peer_id, said), swarm.now)
+        shown += [effect for effect in sent if isinstance(effect, effects.SendCertificates)]
+    assert len(shown) == limits.CANDIDATES_MAX
+    assert {effect.certificates[0].header.step for effect in shown} == {node.chain.head.step - 1}
+    late = node.handle(events.EnvelopeReceived(member.id, vote(node, member.signer, 0)), swarm.now)
+    assert any(isinstance(effect, effects.SendCertificates) and effect.to == (member.id,) for effect in late)
+    finish(swarm)
+
+
 def test_the_last_words_of_strangers_take_no_memory() -> None:
     swarm = started_swarm()
     node = swarm.list[0].node

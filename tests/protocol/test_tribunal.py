@@ -8,8 +8,6 @@ import msgspec
 import pytest
 
 from crowdsurf.protocol import limits
-from crowdsurf.protocol.assignment import work_seed
-from crowdsurf.protocol.auditor import what_was_vouched_for
 from crowdsurf.protocol.cases import Record, case_name, objection_to, proof_of, subject_of
 from crowdsurf.protocol.chain import Audit
 from crowdsurf.protocol.effects import RecomputeWork
@@ -17,12 +15,12 @@ from crowdsurf.protocol.envelope import Equivocation, Opened, Slot, seal
 from crowdsurf.protocol.errors import Code
 from crowdsurf.protocol.events import WorkRecomputed
 from crowdsurf.protocol.ids import Digest, PeerId
-from crowdsurf.protocol.manifest import AuditSection
 from crowdsurf.protocol.messages import Accusation, Ban, Certificate, Commit, Kind, Reason, Verdict, Vote
-from crowdsurf.protocol.roster import Roster, enough_for_an_honest_one
+from crowdsurf.protocol.roster import Roster
 from crowdsurf.protocol.tribunal import Tribunal
 from tests.protocol.builders import CompleteStep, refused
 from tests.protocol.court import assert_just, run_until_drawn, watchful_swarm
+from tests.protocol.docket import Docket
 from tests.protocol.swarm import RIGHT as RIGHT_LINE
 from tests.protocol.swarm import FakeSigner, name, verify_mac
 
@@ -313,46 +311,6 @@ def test_one_accuser_makes_others_compute_a_few_things_and_no_more() -> None:
     assert len(court.to_judge()) == 1
 
 
-class Docket:
-    """Thirty-one members; fifteen of them say of each other's projections what nobody can judge, and accuse all they
-    can."""
-
-    def __init__(self) -> None:
-        self.step = CompleteStep(31, audit=AuditSection(rate=0.25))
-        step, facts = self.step, self.step.facts
-        enough = enough_for_an_honest_one(31, 16)
-        shown, named = what_was_vouched_for(step.head, step.header, step.cut, step.transcript, enough)
-        seed = work_seed(step.head.beacon, step.peers[0])
-        self.audit = Audit(step.peers[30], step.peers[0], 0, seed, 31, facts.state)
-        commits = step.transcript.named_by(step.cut, step.peers)
-        self.court = Tribunal(step.run_id, verify_mac, facts.clipping)
-        self.court.remember(Record(step.head, step.header, (self.audit,), commits, shown, named))
-        self.part_of = {step.aggregator(part): part for part in range(31)}
-        self.computed = [effect for accuser in range(15) for effect in self.fill(accuser)]
-
-    def fill(self, accuser: int) -> list[RecomputeWork]:
-        """One says as much as it can, of each of the others one thing, then another one."""
-        found: list[RecomputeWork] = []
-        turns = [(accused, norm) for norm in (1.0, 2.0) for accused in range(15) if accused != accuser]
-        for accused, norm in turns[: limits.CASES_PER_ACCUSER_MAX]:
-            part = self.part_of[accused]
-            projection = self.step.projection(part, norm=norm)
-            said = self.step.say(accused, Kind.PROJECTION, projection, 0, self.step.subject(part))
-            found += self.accuse(accuser, objection_to(said, accuser))
-        return found
-
-    def answer(self, effect: RecomputeWork) -> WorkRecomputed:
-        """The work as it should have been; of the aggregates nobody has the bytes."""
-        commit = self.step.transcript.commits[effect.finder].payload
-        assert isinstance(commit, Commit)
-        return WorkRecomputed(effect.step, effect.seed, effect.finder, commit.parts, name("finding"), commit.norms)
-
-    def accuse(self, accuser: int, accusation: Accusation) -> list[RecomputeWork]:
-        said = self.step.say(accuser, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
-        self.court.accuse(said, self.step.head.roster)
-        return self.court.to_judge()
-
-
 def test_liars_that_accuse_all_they_can_leave_room_for_the_accusation_of_an_honest_peer() -> None:
     docket = Docket()
     accusation = Accusation(docket.audit.target, Reason.WRONG_GRADIENT, 0)
@@ -383,8 +341,7 @@ def test_what_is_said_at_once_is_judged_by_doing_the_work_once() -> None:
         accused, subject = docket.step.aggregator(part), docket.step.subject(part)
         said = docket.step.say(accused, Kind.PROJECTION, docket.step.projection(part), 0, subject)
         accusation = objection_to(said, 23)
-        accuser = docket.step.say(23, Kind.ACCUSATION, accusation, 0, subject_of(accusation))
-        docket.court.accuse(accuser, docket.step.head.roster)
+        docket.court.accuse(docket.says(23, accusation), docket.step.head.roster)
     (effect,) = docket.court.to_judge()  # what fifteen others say is asked for already
     assert {part for part, aggregate in enumerate(effect.aggregates) if aggregate} == parts
     assert docket.court.to_judge() == []
@@ -402,7 +359,9 @@ def test_a_line_is_not_judged_by_another_aggregate_of_the_same_part() -> None:
     lines = tuple(RIGHT_LINE if index == part else None for index in range(31))
     commit = docket.court.record(0).commits[step.peers[21]].payload  # type: ignore[union-attr]
     assert isinstance(commit, Commit)
-    answer = WorkRecomputed(0, first.seed, first.finder, commit.parts, name("finding"), commit.norms, lines)
+    answer = WorkRecomputed(
+        0, first.seed, first.finder, commit.parts, name("finding"), commit.norms, lines, (), first.aggregates
+    )
     assert len(docket.court.recomputed(answer)) == 1
     (second,) = docket.court.to_judge_next(answer)
     assert second.aggregates[part] == name("another aggregate")

@@ -148,7 +148,7 @@ def believes_any_imbalance(patch: Patch) -> None:
     patch.setattr(cases, "_imbalance_holds", lambda *_: True)
 
 
-@defect("evidence_holds", (0, 1, 4), liar=liars.ObjectsForAnother)
+@defect("evidence_holds", (0, 1, 2), liar=liars.ObjectsForAnother)
 def hears_any_objection(patch: Patch) -> None:
     """Anybody may object to what is said about somebody else."""
     honest = cases.question_of

@@ -148,7 +148,7 @@ def has_no_patience(patch: Patch) -> None:
 # --- what is drawn -------------------------------------------------------------------------------------------
 
 
-@defect("header_follows", (4, 5, 6), faults=CRASHY)
+@defect("header_follows", (11, 13, 14), faults=CRASHY)
 def draws_among_all_members(patch: Patch) -> None:
     """Who was not in the step may be drawn to validate it."""
     honest = chain.following_audits

@@ -90,7 +90,7 @@ class ClaimsToBeLong(Liar):
 class Objector(Adversary):
     """Accuses, once in a step, whoever publishes something first."""
 
-    late_seconds = 0.0
+    late_seconds, late_steps = 0.0, 0
 
     def __init__(self, mind: Mind) -> None:
         super().__init__(mind)
@@ -103,7 +103,7 @@ class Objector(Adversary):
             if accusation is not None and host.step not in self._objected_in:
                 self._objected_in.add(host.step)
                 others = tuple(peer for peer in host.node.chain.head.roster.peers if peer != host.id)
-                slot = Slot(host.step, 0, Kind.ACCUSATION, subject_of(accusation))
+                slot = Slot(host.step + self.late_steps, 0, Kind.ACCUSATION, subject_of(accusation))
                 host.carry_out_later(self.late_seconds, SendEnvelope(others, signed(host, slot, accusation)))
         return wanted
 
@@ -124,7 +124,7 @@ class ObjectsToTheTruth(Objector):
 class ObjectsForAnother(Objector):
     """Says that a line about somebody else is false, when the step is over: in the step nobody would listen."""
 
-    late_seconds = 0.6
+    late_seconds, late_steps = 0.6, 1
 
     def accusation(self, host: Body, shown: Opened) -> Accusation | None:
         member, projection = host.node.chain.head.roster.indexes[host.id], shown.payload

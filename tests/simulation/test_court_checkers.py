@@ -208,23 +208,29 @@ def test_saying_what_one_opened_is_not_showing_it_again(running: Simulation, mon
     assert len(checker.violations) == 1
 
 
-@pytest.mark.parametrize("what", ["cases", "proofs", "of one accuser", "verdicts", "records"])
+@pytest.mark.parametrize("what", ["cases", "proofs", "of one accuser", "objections", "verdicts", "records"])
 def test_bounded_queues_looks_into_the_court(running: Simulation, what: str) -> None:
     host, checker = running.hosts[0], checkers.BoundedQueues()
     tribunal = host.node.auditor.tribunal
     checker.on_state(host, 0, A)
     assert checker.violations == []
 
-    def case(question: object, verdicts: int = 0, accuser: object = host.id) -> Any:
-        return SimpleNamespace(accuser=accuser, question=question, verdicts=dict.fromkeys(range(verdicts)))
+    def case(question: object, verdicts: int = 0, accuser: object = host.id, said_in: int = 1) -> Any:
+        payload = Accusation(host.id, Reason.WRONG_PROJECTION, 0)
+        opened, said = SimpleNamespace(payload=payload, envelope=SimpleNamespace(step=said_in)), range(verdicts)
+        return SimpleNamespace(accuser=accuser, question=question, verdicts=dict.fromkeys(said), opened=opened)
 
+    in_headers = limits.BANS_PER_HEADER_MAX
     if what == "cases":
-        numbers = range(limits.CASES_MAX + 1)
+        numbers = range(limits.CASES_MAX + in_headers + 1)
         tribunal._cases = {number.to_bytes(2, "big"): case(1, accuser=number) for number in numbers}
     elif what == "proofs":
         tribunal._cases = {number.to_bytes(2, "big"): case(None) for number in range(limits.ROSTER_PEERS_MAX + 1)}
     elif what == "of one accuser":
-        tribunal._cases = {bytes([number]): case(1) for number in range(limits.CASES_PER_ACCUSER_MAX + 1)}
+        tribunal._cases = {bytes([number]): case(1) for number in range(limits.CASES_PER_ACCUSER_MAX + in_headers + 1)}
+    elif what == "objections":
+        numbers = range(limits.OBJECTIONS_PER_ACCUSER_MAX + 1)
+        tribunal._cases = {number.to_bytes(2, "big"): case(1, said_in=0) for number in numbers}
     elif what == "verdicts":
         tribunal._cases = {A: case(None, limits.ROSTER_PEERS_MAX + 1)}
     else:

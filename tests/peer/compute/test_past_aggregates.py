@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from crowdsurf.peer.compute.engine import Engine
-from crowdsurf.peer.compute.past_aggregates import PAST_AGGREGATES, PastAggregates
+from crowdsurf.peer.compute.past_aggregates import PastAggregates
 from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.limits import PAST_AGGREGATES
 from crowdsurf.protocol.manifest import Manifest
 
 

@@ -10,9 +10,10 @@ import torch
 
 from crowdsurf.peer.compute.engine import Engine
 from crowdsurf.peer.compute.errors import StateForgotten, WorkCancelled, WorkFailed
-from crowdsurf.peer.compute.past_states import PAST_STATES, PastStates
+from crowdsurf.peer.compute.past_states import PastStates
 from crowdsurf.protocol.errors import MisuseError
 from crowdsurf.protocol.ids import Digest, digest
+from crowdsurf.protocol.limits import PAST_STATES
 from crowdsurf.protocol.manifest import Manifest, TaskSection, WorkSection
 
 MakeManifest = Callable[..., Manifest]
